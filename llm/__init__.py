@@ -1,0 +1,1 @@
+"""The same comparisons on language models (torch, transformers); theory is seen only through files."""

@@ -1,0 +1,1 @@
+"""Exact simulator of preference fine-tuning on small token trees (JAX, float64)."""

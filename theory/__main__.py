@@ -1,0 +1,35 @@
+"""`python -m theory`: check | sweep | task | forecast."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from theory.commands.check import Check
+from theory.commands.forecast import Forecast
+from theory.commands.sweep import Sweep
+from theory.commands.task import Task
+from theory.errors import InputError
+
+Command = (
+    Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Task, tyro.conf.subcommand("task")]
+    | Annotated[Forecast, tyro.conf.subcommand("forecast")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
+    command = tyro.cli(Command, prog="python -m theory", args=arguments)  # pyright: ignore
+    try:
+        return command.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A prediction, a measurement of the same quantity, and the verdict on the two (standard library only).
+
+This is the one module of `theory` that `llm` and `paper_figures` may import: it is the contract
+between the side that predicts and the side that measures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Relation = Literal["greater", "less", "equal"]
+Outcome = Literal[
+    "supported", "contradicted", "inconclusive", "model too small to judge", "not measured"
+]
+RELATIONS = ("greater", "less", "equal")
+
+
+class RecordError(ValueError):
+    """A stored prediction, measurement or verdict that cannot be read; names file and key."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the theory side says of one quantity, before it is measured.
+
+    relation: the claim about the quantity: "greater" / "less" than 0, or "equal" to 0 within `margin`.
+    value, error: the predicted value and its own standard error, in `unit`; None if only the sign is
+    predicted.
+    """
+
+    figure: str  # "fig3"
+    quantity: str  # "win_rate[online_dpo_sft] - win_rate[dpo]"
+    relation: Relation
+    value: float | None
+    error: float | None
+    unit: str
+    rung: str  # "exact" or "toy"
+    family: str  # where the prediction comes from: "walsh"
+    assumptions: tuple[str, ...]
+    paper_claim: str
+    margin: float | None = None  # for "equal": fixed beforehand, same unit
+    replicates: int | None = None
+    note: str | None = None  # where the toy itself disagrees, if it does
+
+    def __post_init__(self) -> None:
+        if self.relation not in RELATIONS:
+            raise RecordError(f"relation {self.relation!r} is none of {', '.join(RELATIONS)}")
+        if self.relation == "equal" and not (self.margin and self.margin > 0):
+            raise RecordError(f"{self.quantity}: 'equal' needs a margin > 0, got {self.margin!r}")
+        for name in ("value", "error", "margin"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise RecordError(f"{self.quantity}: {name} is not finite: {number!r}")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured quantity with the points it was computed from.
+
+    low, high: the interval named by `interval`; None where there are too few seeds for one.
+    within: for each seed, a (low, high) interval over prompts inside that seed, or None.
+    """
+
+    figure: str
+    quantity: str
+    unit: str
+    value: float | None
+    low: float | None
+    high: float | None
+    interval: str  # "95% t interval over seeds"
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    rung: str  # "tiny", "full"
+    within: tuple[tuple[float, float] | None, ...] | None = None
+    seeds_to_decide: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A prediction held against a measurement."""
+
+    prediction: Prediction
+    measurement: Measurement | None
+    outcome: Outcome
+    reason: str
+    needs: str | None = None
+
+
+def judge(
+    prediction: Prediction, measurement: Measurement | None, *, too_small: str | None = None
+) -> Verdict:
+    """Hold one measurement against one prediction (design.md, "A verdict").
+
+    "Greater" is supported when the whole interval lies above 0, contradicted when it lies below;
+    "equal" only when it lies inside the margin. Anything else is inconclusive, with what would decide.
+    too_small: a reason why no verdict may stand here at all (a model too small for real text).
+    """
+    if measurement is None:
+        return Verdict(prediction, None, "not measured", "the study holds no such measurement")
+    if measurement.quantity != prediction.quantity or measurement.figure != prediction.figure:
+        raise RecordError(
+            f"{prediction.figure} {prediction.quantity!r} cannot be judged by "
+            f"{measurement.figure} {measurement.quantity!r}"
+        )
+    if too_small:
+        return Verdict(prediction, measurement, "model too small to judge", too_small)
+    low, high = measurement.low, measurement.high
+    if measurement.value is None or low is None or high is None:
+        needs = "at least 2 seeds" if len(measurement.seeds) < 2 else None
+        return Verdict(prediction, measurement, "inconclusive", "no interval to judge by", needs)
+    outcome, reason = _compare(prediction, low, high)
+    needs = None
+    if outcome == "inconclusive" and measurement.seeds_to_decide is not None:
+        needs = f"about {measurement.seeds_to_decide} seeds, if the spread stays as it is"
+    return Verdict(prediction, measurement, outcome, reason, needs)
+
+
+def _compare(prediction: Prediction, low: float, high: float) -> tuple[Outcome, str]:
+    """The verdict for an interval [low, high] and its reason."""
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise RecordError(f"{prediction.quantity}: not an interval: [{low!r}, {high!r}]")
+    if prediction.relation == "equal":
+        margin = prediction.margin or 0.0
+        if -margin <= low and high <= margin:
+            return "supported", f"the interval lies inside +-{margin:g}"
+        if low > margin or high < -margin:
+            return "contradicted", f"the interval lies outside +-{margin:g}"
+        return "inconclusive", f"the interval crosses the margin +-{margin:g}"
+    sign = 1.0 if prediction.relation == "greater" else -1.0
+    nearest, farthest = sorted((sign * low, sign * high))
+    if nearest > 0:
+        return "supported", "the interval lies on the predicted side of 0"
+    if farthest < 0:
+        return "contradicted", "the interval lies on the other side of 0"
+    return "inconclusive", "the interval contains 0"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+Record = TypeVar("Record", Prediction, Measurement, Verdict)
+
+
+def save(path: Path, key: str, records: Iterable[Any], **header: object) -> None:
+    """Write `{"schema": 1, **header, key: [...]}` whole or not at all."""
+    body = {"schema": 1, **header, key: [asdict(record) for record in records]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_predictions(path: Path) -> tuple[Prediction, ...]:
+    """The predictions of a predictions.json. Raises RecordError naming file and key."""
+    return tuple(_record(Prediction, row, path) for row in _rows(path, "predictions"))
+
+
+def load_measurements(path: Path) -> tuple[Measurement, ...]:
+    """The measurements of a measurements.json. Raises RecordError naming file and key."""
+    return tuple(_record(Measurement, row, path) for row in _rows(path, "measurements"))
+
+
+def load_verdicts(path: Path) -> tuple[Verdict, ...]:
+    """The verdicts of a verdicts.json. Raises RecordError naming file and key."""
+    return tuple(_verdict(row, path) for row in _rows(path, "verdicts"))
+
+
+def _rows(path: Path, key: str) -> list[dict[str, Any]]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON: {error}") from error
+    if not isinstance(body, dict) or not isinstance(body.get(key), list):
+        raise RecordError(f"{path}: has no list {key!r}")
+    return body[key]
+
+
+def _record(kind: type[Record], row: object, path: Path) -> Record:
+    """One record from its JSON object; lists become tuples; unknown or missing keys are errors."""
+    if not isinstance(row, dict):
+        raise RecordError(f"{path}: a {kind.__name__} is not an object: {row!r}")
+    unknown = set(row) - {field.name for field in fields(kind)}
+    if unknown:
+        raise RecordError(f"{path}: {kind.__name__} has unknown keys {sorted(unknown)}")
+    try:
+        return kind(**{name: _frozen(value) for name, value in row.items()})
+    except (TypeError, RecordError) as error:
+        raise RecordError(f"{path}: {kind.__name__}: {error}") from error
+
+
+def _verdict(row: Any, path: Path) -> Verdict:
+    if not isinstance(row, dict) or "prediction" not in row:
+        raise RecordError(f"{path}: a Verdict has no key 'prediction'")
+    measured = row.get("measurement")
+    return _record(
+        Verdict,
+        {
+            **row,
+            "prediction": _record(Prediction, row["prediction"], path),
+            "measurement": None if measured is None else _record(Measurement, measured, path),
+        },
+        path,
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
