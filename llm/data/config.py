@@ -1,0 +1,37 @@
+"""How much data is used and where texts are cut: the frozen settings of `llm.data.source.load`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llm.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Limits in tokens and numbers of examples; None = all that the source holds.
+
+    The token limits are the TL;DR conventions (Stiennon et al. 2020; the paper's App. C). For a
+    task the four numbers are sample sizes and must be given, except n_test: None = every prompt
+    once. For text, n_test=None and n_validation_pairs=None keep an official split where the source
+    has one, and a tenth of the posts otherwise.
+    """
+
+    max_prompt_tokens: int = 512  # a longer post is cut at its last newline, and counted
+    max_completion_tokens: int = 53  # H: reference summaries and generated text, EOS included
+    max_pair_completion_tokens: int = 169  # a compared summary, EOS included; longer: cut, counted
+    n_sft: int | None = None  # posts with their reference summary
+    n_pairs: int | None = None  # training comparisons
+    n_validation_pairs: int | None = None  # comparisons on posts that no training stage sees
+    n_test: int | None = None  # evaluation posts with their reference summary
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"data setting {field.name} = {value!r} is not a positive integer")
+        for name in ("max_completion_tokens", "max_pair_completion_tokens"):
+            if getattr(self, name) < 2:
+                raise InputError(f"data setting {name} = 1 leaves room for EOS alone")
