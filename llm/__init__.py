@@ -1,1 +1,1 @@
-"""The same comparisons on language models (torch, transformers); theory is seen only through files."""
+"""The same comparisons on language models (torch); theory is seen only through files."""

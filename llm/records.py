@@ -1,0 +1,140 @@
+"""One directory a stage, named by the hash of what decides its content, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llm.errors import InputError
+
+SCHEMA = 1
+RECORD = "record.json"
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "all-roads")
+
+
+def digest(value: object) -> str:
+    """sha256 (hex) of a JSON-ready value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a stored record. Raises InputError naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """What ran: Python and the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """A stage's name, seed and the hash of its configuration and inputs."""
+
+    name: str
+    seed: int | None
+    hash: str
+
+    @property
+    def directory(self) -> str:
+        """The directory's name: dpo-0-1a2b3c4d5e6f."""
+        seed = "" if self.seed is None else f"-{self.seed}"
+        return f"{self.name}{seed}-{self.hash[:12]}"
+
+
+class Store:
+    """The stage directories of one study folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.stages = root / "stages"
+
+    def path(self, key: StageKey) -> Path:
+        """Where the finished stage stands."""
+        return self.stages / key.directory
+
+    def partial(self, key: StageKey) -> Path:
+        """Where the stage is being made; survives a kill, so that training can resume."""
+        return self.stages / f".{key.directory}.partial"
+
+    def done(self, key: StageKey) -> bool:
+        """Whether the stage is finished (its record is written last)."""
+        return (self.path(key) / RECORD).is_file()
+
+    def record(self, key: StageKey) -> dict[str, Any]:
+        """The finished stage's record."""
+        return read_json(self.path(key) / RECORD)
+
+    def finish(self, key: StageKey, record: dict[str, Any]) -> None:
+        """Write the record and move the directory into place in one step."""
+        work = self.partial(key)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        write_json(work / RECORD, record)
+        if self.path(key).exists():  # a half-copied folder without a record
+            shutil.rmtree(self.path(key))
+        os.replace(work, self.path(key))
+
+
+def open_study(root: Path, identity: dict[str, Any]) -> None:
+    """Claim a folder for one configuration, or check that it is the same one.
+
+    Figures and seeds may be added later; anything else that differs is another study.
+    Raises InputError naming the first keys that differ.
+    """
+    path = root / "identity.json"
+    if path.exists():
+        before = read_json(path)
+        differing = _differences(before, json.loads(json.dumps(identity)))
+        if differing:
+            raise InputError(
+                f"{root} was made by another configuration ({'; '.join(differing[:3])}): "
+                "choose another --out"
+            )
+        return
+    if root.exists() and any(root.iterdir()):
+        raise InputError(f"{root} is not empty and holds no study: choose another --out")
+    write_json(path, identity)
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Human-readable places at which two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            inner = f"{place}.{key}" if place else key
+            found += _differences(old.get(key), new.get(key), inner)
+        return found
+    return [] if old == new else [f"{place}: {old!r} there, {new!r} now"]
