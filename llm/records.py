@@ -1,10 +1,9 @@
-"""One directory a stage, named by the hash of what decides its content, written whole or not at all."""
+"""One directory a stage, named by the hash of what decides its content; whole or not there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:
@@ -105,7 +104,7 @@ class Store:
         write_json(work / RECORD, record)
         if self.path(key).exists():  # a half-copied folder without a record
             shutil.rmtree(self.path(key))
-        os.replace(work, self.path(key))
+        work.replace(self.path(key))
 
 
 def open_study(root: Path, identity: dict[str, Any]) -> None:

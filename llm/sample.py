@@ -1,4 +1,4 @@
-"""One Sampler interface: completions of prompts, seeded per prompt; transformers generate behind it."""
+"""One Sampler interface: completions seeded per prompt; transformers generate behind it."""
 
 from __future__ import annotations
 
