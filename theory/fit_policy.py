@@ -1,0 +1,154 @@
+"""Maximum likelihood of policies, fitted through their own log-probabilities (Eqs. 7-9, DPO).
+
+JAX on policy parameters: nothing is shared with the reward fits of `theory.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize
+
+from theory.classes import chain
+from theory.preferences import PairData
+from theory.soft import check_beta
+
+NULL = 1e-9  # relative curvature below which a direction counts as flat
+PAD = 64  # pairs are padded with count 0 to a multiple of PAD, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class PolicyFit:
+    """One end point of a fit: a stationary point of the objective, to rounding."""
+
+    theta: Float[np.ndarray, " D"]
+    log_p: Float[np.ndarray, "P L"]  # log-probability of every completion, nats
+    value: float  # the objective there: log-likelihood, nats (or the soft return)
+    gradient: float  # its norm, per comparison
+    nullity: int  # flat directions of the Hessian there
+    gap: float  # smallest curvature that is not flat / largest flat one (inf if none is flat)
+
+
+def fit_policy(
+    policies: Any,
+    data: PairData,
+    start: Float[np.ndarray, " D"],
+    *,
+    beta: float = 1.0,
+    log_ref: Float[np.ndarray, "P L"] | None = None,
+) -> PolicyFit:
+    """Maximise Eq. 9 (or the DPO likelihood, if log_ref is given) from one start.
+
+    sum_i count_i log sigmoid(beta (log P(xi+) - log P(xi-) - log P_ref(xi+) + log P_ref(xi-))).
+    policies: a class of `theory.classes` with `log_policy(theta)`; start: its parameters.
+    Raises InputError for beta <= 0. Existence is the caller's business (`comparison_graph`).
+    """
+    check_beta(beta)
+    margin = np.zeros(data.size)
+    if log_ref is not None:
+        reference = np.asarray(log_ref, dtype=np.float64)
+        margin = reference[data.prompt, data.winner] - reference[data.prompt, data.loser]
+    size = PAD * max(1, -(-data.size // PAD))
+    arguments = (
+        policies,
+        _padded(data.prompt, size),
+        _padded(data.winner, size, 0),
+        _padded(data.loser, size, 0),
+        _padded(data.count, size),
+        _padded(margin, size),
+        jnp.float64(beta),
+    )
+    return maximise(_log_likelihood, start, arguments, scale=data.total)
+
+
+def _padded(x: np.ndarray, size: int, fill: float = 0) -> jax.Array:
+    """x (N,) continued with `fill` to (size,)."""
+    return jnp.asarray(np.concatenate([x, np.full(size - len(x), fill, dtype=x.dtype)]))
+
+
+def _log_likelihood(theta, policies, prompt, winner, loser, count, reference, beta):
+    log_p = chain(policies.log_policy(theta))
+    # padding rows compare a completion that may not exist: keep -inf out before subtracting
+    first = jnp.where(count > 0, log_p[prompt, winner], 0.0)
+    second = jnp.where(count > 0, log_p[prompt, loser], 0.0)
+    return jnp.sum(count * jax.nn.log_sigmoid(beta * (first - second - reference)))
+
+
+# --- a maximiser to rounding: L-BFGS, then Newton ------------------------------------------------
+
+
+def maximise(
+    objective: Callable[..., jax.Array],
+    start: Float[np.ndarray, " D"],
+    arguments: tuple,
+    *,
+    scale: float,
+) -> PolicyFit:
+    """Climb `objective(theta, policies, ...)` from `start` with L-BFGS, then polish with Newton.
+
+    arguments[0] is the policy class. scale divides the objective (the number of comparisons).
+    The end point is a stationary point; whether it is the best one is for the caller to compare.
+    """
+
+    def down(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = _value_and_gradient(objective, jnp.asarray(theta), arguments)
+        return -float(value) / scale, -np.asarray(slope) / scale
+
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 0.0, "gtol": 1e-7}
+    solved = minimize(down, np.asarray(start, float), jac=True, method="L-BFGS-B", options=options)
+    theta, slope, curvature = _polish(objective, solved.x, arguments, scale)
+    return _evaluate(objective, theta, arguments, slope, curvature)
+
+
+def _polish(
+    objective: Callable, theta: np.ndarray, arguments: tuple, scale: float
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Newton steps along the directions with curvature, while they lower the gradient."""
+    slope = np.asarray(_value_and_gradient(objective, jnp.asarray(theta), arguments)[1]) / scale
+    curvature = np.asarray(_hessian(objective, jnp.asarray(theta), arguments)) / scale
+    for _ in range(20):
+        values, vectors = np.linalg.eigh(curvature)
+        seen = np.abs(values) > NULL * np.abs(values).max(initial=1e-300)
+        along = vectors[:, seen]
+        trial = theta - along @ ((along.T @ slope) / values[seen])
+        new = np.asarray(_value_and_gradient(objective, jnp.asarray(trial), arguments)[1]) / scale
+        if not np.linalg.norm(new) < np.linalg.norm(slope):
+            break
+        theta, slope = trial, new
+        curvature = np.asarray(_hessian(objective, jnp.asarray(theta), arguments)) / scale
+    return theta, float(np.linalg.norm(slope)), curvature
+
+
+def _evaluate(
+    objective: Callable, theta: np.ndarray, arguments: tuple, slope: float, curvature: np.ndarray
+) -> PolicyFit:
+    bends = np.sort(np.abs(np.linalg.eigvalsh(curvature)))
+    flat = bends <= NULL * bends.max(initial=1e-300)
+    gap = float("inf")
+    if flat.any() and not flat.all():
+        gap = float(bends[~flat].min() / max(float(bends[flat].max()), 1e-300))
+    value = float(_value_and_gradient(objective, jnp.asarray(theta), arguments)[0])
+    log_p = np.asarray(_log_probs(jnp.asarray(theta), arguments[0]))
+    return PolicyFit(theta, log_p, value, slope, int(flat.sum()), gap)
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_and_gradient(objective, theta, arguments):
+    return jax.value_and_grad(objective)(theta, *arguments)
+
+
+@partial(jax.jit, static_argnums=0)
+def _hessian(objective, theta, arguments):
+    return jax.hessian(objective)(theta, *arguments)
+
+
+@jax.jit
+def _log_probs(theta, policies):
+    return chain(policies.log_policy(theta))
