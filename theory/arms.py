@@ -1,0 +1,268 @@
+"""The arms of the proper-learning sweep: what each fits to one set of pairs, and how (math.md, 5).
+
+Completions are n bits cut into H tokens of n/H bits; one prompt. All arms minimise the same
+objective on the same pairs,
+
+    sum over pairs of -log sigmoid(score(winner) - score(loser)) + ridge / 2 |theta|^2,
+
+and differ in what theta is and in score(xi), the reward that the arm implies:
+
+- two_stage: score = Walsh polynomial of degree <= k (R_k); then exact soft RL. Convex: Newton.
+- offline_all: score = beta log P_pi (Eq. 1), every policy: the logits of level h are Walsh
+  polynomials of full degree in the bits of prefix and token, constant dropped (sum of 2^h - 1:
+  502 coordinates and rank 255 at n = H = 8).
+- offline_all_one_hot: the same class, one logit a (state, token): 510 coordinates at n = H = 8.
+- offline_matched: as offline_all, degree <= k (120 coordinates, rank 36 at n = H = 8, k = 2).
+- offline_proper: score = beta log P_pi inside Pi(R_k): pi comes from theta by soft value iteration
+  and the fit sees only its per-token log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.tree_utils as otu
+from jaxtyping import Float
+
+import theory._x64  # noqa: F401
+from theory.errors import InputError
+from theory.walsh import all_bits, features, subsets
+
+ARMS = ("two_stage", "offline_all", "offline_all_one_hot", "offline_matched", "offline_proper")
+MEMORY = 20  # curvature pairs kept by L-BFGS
+MAX_STEPS = 400
+TOLERANCE = 1e-3  # nats a unit of theta, on the largest entry of the summed gradient
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm on one shape. theta: (d,); both functions are traceable by JAX."""
+
+    name: str
+    n_parameters: int
+    beta: float
+    log_probs: Callable[[jax.Array], jax.Array]  # theta -> (L,) log P_pi, nats
+    score: Callable[[jax.Array], jax.Array]  # theta -> (L,) implied reward, reward units
+    convex: bool
+    polish: int  # full Newton steps at the end
+
+
+@lru_cache(maxsize=64)
+def make_arm(name: str, bits: int, degree: int, horizon: int, beta: float) -> Arm:
+    """The arm called `name` with reward or policy degree `degree`.
+
+    Raises InputError for an unknown name, a horizon that does not divide bits, or a bad degree.
+    """
+    if name not in ARMS:
+        raise InputError(f"arm {name!r} is none of {', '.join(ARMS)}")
+    if horizon < 1 or bits % horizon:
+        raise InputError(f"horizon {horizon} does not divide {bits} bits")
+    basis = jnp.asarray(features(all_bits(bits), subsets(bits, degree)))
+    if name in ("two_stage", "offline_proper"):
+        vocab = 2 ** (bits // horizon)
+
+        def soft_rl(theta: jax.Array) -> jax.Array:
+            return chain(soft_policy(basis @ theta / beta, vocab))
+
+        if name == "two_stage":
+            return Arm(name, basis.shape[1], beta, soft_rl, lambda t: basis @ t, True, 3)
+        return Arm(name, basis.shape[1], beta, soft_rl, lambda t: beta * soft_rl(t), False, 6)
+    if name == "offline_all_one_hot":
+        n_parameters, log_probs = one_hot_policy(bits, horizon)
+    else:
+        full = name == "offline_all"
+        n_parameters, log_probs = walsh_policy(bits, horizon, bits if full else degree)
+    return Arm(name, n_parameters, beta, log_probs, lambda t: beta * log_probs(t), False, 0)
+
+
+def jacobian_rank(arm: Arm, *, seed: int = 0) -> int:
+    """Rank of d log P / d theta at a random point: the capacity that parameters do not show."""
+    point = np.random.default_rng(seed).standard_normal(arm.n_parameters)
+    return int(np.linalg.matrix_rank(np.asarray(jax.jacobian(arm.log_probs)(jnp.asarray(point)))))
+
+
+# --- policies over a dense tree -------------------------------------------------------------------
+
+
+def soft_policy(leaf: Float[jax.Array, " L"], vocab: int) -> list[jax.Array]:
+    """Soft-optimal per-token log-probabilities of leaf rewards in units of beta: (S, V) a level.
+
+    V(s) = logsumexp_a V(s.a), log pi = V(s.a) - V(s). The traceable, maskless kernel of
+    `theory.soft.soft_value_iteration` (beta = 1).
+    """
+    levels: list[jax.Array] = []
+    values = leaf
+    while values.shape[0] > 1:
+        q = values.reshape(-1, vocab)
+        values = jax.nn.logsumexp(q, axis=1)
+        levels.insert(0, q - values[:, None])
+    return levels
+
+
+def chain(log_policy: list[jax.Array]) -> Float[jax.Array, " L"]:
+    """log P(xi) = sum_h log pi(a_h | s_h) of every completion."""
+    total = jnp.zeros(1)
+    for level in log_policy:
+        total = (total[:, None] + level).reshape(-1)
+    return total
+
+
+def walsh_policy(
+    bits: int, horizon: int, degree: int
+) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+    """(d, theta -> log P): level logits are Walsh polynomials in the bits of prefix and token."""
+    width = bits // horizon
+    seen = [width * (h + 1) for h in range(horizon)]
+    tables = [jnp.asarray(features(all_bits(n), subsets(n, min(degree, n)))) for n in seen]
+    cuts = np.cumsum([table.shape[1] for table in tables])
+
+    def log_probs(theta: jax.Array) -> jax.Array:
+        parts = jnp.split(theta, cuts[:-1])
+        logits = [(t @ p).reshape(-1, 2**width) for t, p in zip(tables, parts, strict=True)]
+        return chain([jax.nn.log_softmax(level, axis=1) for level in logits])
+
+    return int(cuts[-1]), log_probs
+
+
+def one_hot_policy(bits: int, horizon: int) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+    """(d, theta -> log P): one logit for every (state, token)."""
+    width = bits // horizon
+    cuts = np.cumsum([2 ** (width * (h + 1)) for h in range(horizon)])
+
+    def log_probs(theta: jax.Array) -> jax.Array:
+        logits = [part.reshape(-1, 2**width) for part in jnp.split(theta, cuts[:-1])]
+        return chain([jax.nn.log_softmax(level, axis=1) for level in logits])
+
+    return int(cuts[-1]), log_probs
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """K ridges times R replicates: parameters, the largest gradient entry there, steps taken."""
+
+    theta: Float[np.ndarray, "K R d"]
+    gradient: Float[np.ndarray, "K R"]
+    steps: Float[np.ndarray, "K R"]
+
+
+def pair_objective(
+    arm: Arm, theta: jax.Array, pairs: jax.Array, weights: jax.Array, ridge: jax.Array
+) -> jax.Array:
+    """Summed Bradley-Terry loss plus ridge, nats. pairs (N, 2): winner, loser; weights (N,)."""
+    score = arm.score(theta)
+    margin = score[pairs[:, 0]] - score[pairs[:, 1]]
+    return jnp.sum(weights * jax.nn.softplus(-margin)) + 0.5 * ridge * jnp.sum(theta * theta)
+
+
+def fit(arm: Arm, pairs: np.ndarray, weights: np.ndarray, ridges: tuple[float, ...]) -> Fit:
+    """Minimise the objective for every ridge and replicate, all from theta = 0.
+
+    pairs (R, N, 2): winner and loser as leaf numbers; weights (N,), 0 = padding; ridges (K,) > 0.
+    """
+    solved = _solver(arm)(
+        jnp.asarray(pairs), jnp.asarray(weights, jnp.float64), jnp.asarray(ridges, jnp.float64)
+    )
+    theta, gradient, steps = (np.asarray(part) for part in solved)
+    return Fit(theta, gradient, steps)
+
+
+@lru_cache(maxsize=64)
+def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """One compiled program a shape: ridges in turn, replicates together."""
+
+    def one(
+        pairs: jax.Array, weights: jax.Array, ridge: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def objective(theta: jax.Array) -> jax.Array:
+            return pair_objective(arm, theta, pairs, weights, ridge)
+
+        start = jnp.zeros(arm.n_parameters)
+        if arm.convex:
+            theta, steps = newton(objective, start)
+        else:
+            theta, steps = lbfgs(objective, start)
+        theta = polish(objective, theta, arm.polish)
+        return theta, jnp.max(jnp.abs(jax.grad(objective)(theta))), steps + arm.polish
+
+    def every(
+        pairs: jax.Array, weights: jax.Array, ridges: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch = jax.vmap(one, in_axes=(0, None, None))
+        return jax.lax.map(lambda ridge: batch(pairs, weights, ridge), ridges)
+
+    return jax.jit(every)
+
+
+def newton(
+    objective: Callable[[jax.Array], jax.Array], start: jax.Array, max_steps: int = 60
+) -> tuple[jax.Array, jax.Array]:
+    """Newton with the best of eight halvings a step: (theta, steps). For convex objectives.
+
+    Stops when no step lowers the objective any more, which leaves the rest to `polish`.
+    """
+    fractions = 0.5 ** jnp.arange(8.0)
+
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        theta, value, _, count = state
+        direction = jnp.linalg.solve(jax.hessian(objective)(theta), jax.grad(objective)(theta))
+        tried = jax.vmap(objective)(theta - fractions[:, None] * direction)
+        best = jnp.nanargmin(tried)
+        better = tried[best] < value
+        theta = jnp.where(better, theta - fractions[best] * direction, theta)
+        return theta, jnp.where(better, tried[best], value), ~better, count + 1
+
+    def going(state: tuple[jax.Array, ...]) -> jax.Array:
+        return ~state[2] & (state[3] < max_steps)
+
+    first = (start, objective(start), jnp.array(False), jnp.array(0))
+    theta, _, _, count = jax.lax.while_loop(going, step, first)
+    return theta, count
+
+
+def polish(
+    objective: Callable[[jax.Array], jax.Array], theta: jax.Array, steps: int
+) -> jax.Array:
+    """Full Newton steps, each kept only if it lowers the largest entry of the gradient."""
+
+    def step(_: int, theta: jax.Array) -> jax.Array:
+        gradient = jax.grad(objective)(theta)
+        moved = theta - jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
+        smaller = jnp.max(jnp.abs(jax.grad(objective)(moved))) < jnp.max(jnp.abs(gradient))
+        return jnp.where(smaller, moved, theta)
+
+    return jax.lax.fori_loop(0, steps, step, theta) if steps else theta
+
+
+def lbfgs(
+    objective: Callable[[jax.Array], jax.Array], start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """L-BFGS with zoom line search (optax): (theta, steps).
+
+    Stops at a gradient of TOLERANCE or after MAX_STEPS; the caller records the gradient reached.
+    """
+    solver = optax.lbfgs(memory_size=MEMORY)
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def step(carry: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
+        theta, state = carry
+        value, gradient = value_and_grad(theta, state=state)
+        updates, state = solver.update(
+            gradient, state, theta, value=value, grad=gradient, value_fn=objective
+        )
+        return theta + updates, state  # pyright: ignore
+
+    def going(carry: tuple[jax.Array, optax.OptState]) -> jax.Array:
+        count, gradient = otu.tree_get(carry[1], "count"), otu.tree_get(carry[1], "grad")
+        return (count == 0) | ((count < MAX_STEPS) & (jnp.max(jnp.abs(gradient)) > TOLERANCE))
+
+    theta, state = jax.lax.while_loop(going, step, (start, solver.init(start)))
+    return theta, otu.tree_get(state, "count")
