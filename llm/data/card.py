@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from llm.data.example import Example
+from llm.data.config import DataConfig
+from llm.data.example import Dataset, Example, Pair
+from llm.data.rows import Corpus
+from llm.data.splits import Split
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -27,4 +33,86 @@ def lengths(references: Iterable[Example], pairs: Iterable[Example]) -> dict[str
         "reference_tokens": quantiles([len(e.completion_ids[0]) for e in references]),
         "chosen_tokens": quantiles([len(e.completion_ids[0]) for e in pairs]),
         "rejected_tokens": quantiles([len(e.completion_ids[1]) for e in pairs]),
+    }
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How many distinct prompts and compared completions were cut."""
+
+    prompts: int
+    pair_completions: int
+
+
+def text_card(
+    corpus: Corpus, split: Split, dataset: Dataset, cuts: Cuts, limits: DataConfig, seed: int
+) -> dict[str, Any]:
+    """The data card of a text source."""
+    references = (*dataset.sft, *dataset.test)
+    pairs = (*dataset.pairs, *dataset.validation_pairs)
+    return {
+        "counts": {
+            "sft": len(dataset.sft),
+            "pairs": len(dataset.pairs),
+            "validation_pairs": len(dataset.validation_pairs),
+            "test": len(dataset.test),
+            "posts": len({e.post_id for e in (*references, *pairs)}),
+            "truncated": cuts.prompts,
+        },
+        "split": {
+            "kind": split.kind,
+            "seed": seed,
+            "train_posts": len({e.post_id for e in (*dataset.sft, *dataset.pairs)}),
+            "validation_posts": len({e.post_id for e in dataset.validation_pairs}),
+            "test_posts": len({e.post_id for e in dataset.test}),
+            "official_training_rows_held_out": split.leaked,
+        },
+        "cut": {
+            "prompts": cuts.prompts,
+            "pair_completions": cuts.pair_completions,
+            "sft_references_left_out": split.too_long,
+        },
+        "dropped": {**corpus.dropped, "repeated posts": split.repeated},
+        "length_quantiles": lengths(references, pairs),
+        "overlap": overlaps(corpus),
+        "label_noise": label_noise(corpus.pairs),
+        "notes": notes(limits),
+        "sources": corpus.sources,
+        "ignored_files": corpus.ignored,
+    }
+
+
+def notes(limits: DataConfig) -> list[str]:
+    """The rules by which texts were cut or left out, in words."""
+    return [
+        f"Prompts of more than {limits.max_prompt_tokens} tokens: the post is cut at its last "
+        "newline, else by a character, until the prompt fits.",
+        f"Compared summaries of more than {limits.max_pair_completion_tokens} tokens with EOS: cut "
+        "and closed by EOS, where the reward is read.",
+        f"References of more than {limits.max_completion_tokens} tokens with EOS: left out of SFT, "
+        "for a cut one would teach a wrong end; kept whole in the test set.",
+        "White space around summaries is taken off, one space put before.",
+        "Parts are divided by post: title and the beginning of the text, letters and digits alone.",
+    ]
+
+
+def overlaps(corpus: Corpus) -> dict[str, int]:
+    """Posts shared by each two sources: "posts.jsonl & preferences.jsonl" -> number of posts."""
+    keys: dict[str, set[str]] = {}
+    for post in (*corpus.posts, *(pair.post for pair in corpus.pairs)):
+        keys.setdefault(post.source, set()).add(post.key)
+    return {f"{a} & {b}": len(keys[a] & keys[b]) for a, b in combinations(sorted(keys), 2)}
+
+
+def label_noise(pairs: Iterable[Pair]) -> dict[str, int]:
+    """Comparisons of the same two texts of one post: repeated, agreeing, in several files."""
+    labels: dict[tuple[str, frozenset[str]], list[Pair]] = {}
+    for pair in pairs:
+        texts = frozenset((pair.chosen, pair.rejected))
+        labels.setdefault((pair.post.key, texts), []).append(pair)
+    repeated = [same for same in labels.values() if len(same) > 1]
+    return {
+        "repeated_pairs": len(repeated),
+        "unanimous": sum(len({pair.chosen for pair in same}) == 1 for same in repeated),
+        "across_sources": sum(len({pair.post.source for pair in same}) > 1 for same in repeated),
     }
