@@ -1,0 +1,23 @@
+"""The paper's claims, one file each: statement, check over random trees, broken twins."""
+
+from __future__ import annotations
+
+from theory.claims import lemma_2_1, lemma_b_1, theorem_2_2, theorem_2_3, theorem_3_1
+from theory.claims.base import Claim
+from theory.errors import InputError
+
+CLAIMS: tuple[Claim, ...] = (
+    lemma_2_1.CLAIM,
+    lemma_b_1.CLAIM,
+    theorem_2_2.CLAIM,
+    theorem_2_3.CLAIM,
+    theorem_3_1.CLAIM,
+)
+
+
+def find(name: str) -> Claim:
+    """The claim of that name. Raises InputError that lists the known ones."""
+    for claim in CLAIMS:
+        if claim.name == name:
+            return claim
+    raise InputError(f"unknown claim {name!r}; known: {', '.join(c.name for c in CLAIMS)}")

@@ -1,0 +1,152 @@
+"""What a claim is, how its trials are run, and how sets of policies are compared."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory.certificate import SLACK, Certificate, Twin, worst
+from theory.errors import InputError
+from theory.soft import kl
+from theory.tree import TokenTree
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One random instance: its certificates, and whether the claim said anything there."""
+
+    certificates: tuple[Certificate, ...]
+    vacuous: bool = False  # the set of maximisers is empty, or a hypothesis does not hold
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One numbered statement of the paper with its check and its broken twins."""
+
+    name: str  # "theorem-2.2"
+    statement: str  # plain words, with what the paper's proof leaves out
+    trial: Callable[[np.random.Generator, int], Trial]  # (randomness, index of the trial)
+    twins: Callable[[], tuple[Twin, ...]]
+    trials: int  # default number
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """The verdict on one claim."""
+
+    claim: Claim
+    trials: int
+    nonvacuous: int
+    worst: Certificate  # of all trials
+    twins: tuple[Twin, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Every certificate holds, and at least one trial was not vacuous."""
+        return self.worst.holds and self.nonvacuous > 0
+
+    @property
+    def passes(self) -> bool:
+        """The claim holds and every twin misses clearly."""
+        return self.holds and bool(self.twins) and all(twin.fails for twin in self.twins)
+
+    def to_json(self) -> dict[str, object]:
+        """The record of check.json; a number that is not finite becomes null."""
+        return {
+            "claim": self.claim.name,
+            "statement": self.claim.statement,
+            "holds": self.holds,
+            "lhs": _finite(self.worst.lhs),
+            "rhs": _finite(self.worst.rhs),
+            "slack": self.worst.slack,
+            "trials": self.trials,
+            "nonvacuous": self.nonvacuous,
+            "worst_residual": _finite(self.worst.residual),
+            "worst_part": self.worst.part,
+            "twins": [
+                {
+                    "assumption": twin.assumption,
+                    "violation": _finite(twin.violation),
+                    "holds": twin.holds,
+                }
+                for twin in self.twins
+            ],
+        }
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def generator(seed: int, claim: str, index: int) -> np.random.Generator:
+    """The randomness of one trial: a function of (seed, claim, index of the trial) alone."""
+    return np.random.default_rng([seed, zlib.crc32(claim.encode()), index])
+
+
+def run_claim(
+    claim: Claim,
+    *,
+    trials: int | None = None,
+    seed: int = 0,
+    on_trial: Callable[[], None] = lambda: None,
+) -> ClaimResult:
+    """Run the trials and the twins of one claim. Raises InputError for trials < 1 or seed < 0."""
+    count = claim.trials if trials is None else trials
+    if count < 1:
+        raise InputError(f"trials must be at least 1, got {count}")
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}")
+    certificates, nonvacuous = [], 0
+    for index in range(count):
+        trial = claim.trial(generator(seed, claim.name, index), index)
+        certificates.append(worst(trial.certificates))
+        nonvacuous += not trial.vacuous
+        on_trial()
+    twins = claim.twins()
+    return ClaimResult(claim, count, nonvacuous, worst(certificates), twins)
+
+
+# --- comparing policies and sets of policies -----------------------------------------------------
+
+
+def same(tree: TokenTree, claim: str, part: str, left: np.ndarray, right: np.ndarray):
+    """Certificate that two completion distributions (P, L) agree in log-probability, nats.
+
+    Its two sides are the log-probabilities of the completion where they differ most.
+    """
+    a, b = (np.asarray(x)[:, tree.leaves].reshape(-1) for x in (left, right))
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a - b)
+    place = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
+    return Certificate(claim, float(a[place]), float(b[place]), SLACK, part)
+
+
+def included(
+    tree: TokenTree, claim: str, part: str, members: np.ndarray, others: np.ndarray
+) -> Certificate:
+    """Certificate that each of `members` (K, P, L) is one of `others` (M, P, L).
+
+    The worst member against its nearest counterpart. An empty set on either side never holds.
+    """
+    if not len(members) or not len(others):
+        return Certificate(claim, math.nan, math.nan, SLACK, part)
+    nearest = [
+        min((same(tree, claim, part, a, b) for b in others), key=lambda c: c.residual)
+        for a in members
+    ]
+    return worst(nearest)
+
+
+def violation(tree: TokenTree, left: np.ndarray, right: np.ndarray) -> float:
+    """How far two sets of completion distributions (K, P, L) are apart, nats.
+
+    The Hausdorff distance with KL in place of a metric: the largest KL from a member of either set
+    to its nearest counterpart in the other. Raises ValueError if a set is empty.
+    """
+    there = max(min(kl(tree, a, b) for b in right) for a in left)
+    back = max(min(kl(tree, b, a) for a in left) for b in right)
+    return max(there, back)

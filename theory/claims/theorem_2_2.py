@@ -1,0 +1,177 @@
+"""Theorem 2.2: RLHF is maximum likelihood when the classes are isomorphic."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from theory.certificate import SLACK, Certificate, Twin
+from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.instances import (
+    FIT_SHAPES,
+    one_step_tree,
+    random_beta,
+    random_log_p,
+    random_reward,
+    random_tree,
+    two_way_pairs,
+)
+from theory.claims.restricted import restricted
+from theory.claims.roads import offline, online, policy_log_likelihoods
+from theory.classes import FinitePolicies, FiniteRewards, TabularPolicies
+from theory.fit import TabularOptima, fit_tabular, separating_direction
+from theory.fit_policy import fit_policy
+from theory.preferences import PairData, Witness, bt_log_likelihood, sample_pairs
+from theory.projection import soft_return
+from theory.soft import leaf_log_probs, policy_from_leaves, soft_value_iteration
+from theory.tree import TokenTree
+
+NAME = "theorem-2.2"
+STATEMENT = (
+    "Theorem 2.2: if R = R(Pi), up to one shift a prompt, then RLHF (fit a reward, then soft RL) "
+    "and maximum likelihood over Pi give the same SET of policies. For beta != 1 the local reward "
+    "must be beta sum log pi. If the comparisons admit no finite maximiser the sets are empty and "
+    "the theorem says nothing: such trials are counted as vacuous. Checked (a) for lists of "
+    "policies with planted ties, (b) for all policies, both inclusions and the dimension of the "
+    "set, (c) for log-linear policies, where soft RL at KL 0 alone would certify nothing."
+)
+CLEAR = 1e3  # the Hessian's flat directions must be this much flatter than the others
+
+
+def trial(rng: np.random.Generator, index: int) -> Trial:
+    """(a) and (b) on one random tree, (c) on every fourth; half of (b)'s data is not planted."""
+    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    beta = random_beta(rng)
+    found = _finite(rng, tree, beta)
+    if index % 4 < 2:
+        data = two_way_pairs(rng, tree, connected=bool(rng.random() < 0.3))
+    else:
+        pairs = int(rng.integers(4, 40))
+        data = sample_pairs(
+            tree, random_reward(rng, tree, 1.0), pairs, seed=int(rng.integers(2**32))
+        )
+    optima = fit_tabular(tree, data)
+    found.append(existence(tree, data, optima))
+    if optima.graph.witness is not None:
+        found.append(_unbounded(tree, data, optima.graph.witness))
+    else:
+        found += _tabular(rng, tree, data, optima, beta)
+    if index % 4 == 0:
+        found += restricted(rng, beta, NAME)
+    return Trial(tuple(found), vacuous=optima.empty)
+
+
+# --- (a) lists of policies -----------------------------------------------------------------------
+
+
+def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Certificate]:
+    """Both roads over a list with planted ties; R holds the same rewards, shifted and shuffled."""
+    data = two_way_pairs(rng, tree, connected=False)
+    tables = [random_log_p(rng, tree) for _ in range(6)]
+    listed = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
+    best = int(np.argmax(policy_log_likelihoods(tree, listed, data, beta=beta)))
+    seen = np.concatenate([data.winner[data.prompt == 0], data.loser[data.prompt == 0]])
+    free = np.setdiff1d(tree.leaves, seen)
+    tied = tables[best].copy()
+    tied[0, free] = tied[0, np.roll(free, 1)]  # the masses of uncompared completions change places
+    policies = FinitePolicies((*listed.policies, policy_from_leaves(tree, tied)))
+    order = rng.permutation(7)
+    shifts = random_reward(rng, tree, 1.0)[:, :1]
+    rewards = FiniteRewards(policies.rewards(tree, beta).tables[order] + shifts)
+    log_probs = policies.log_probs(tree)
+    rlhf = log_probs[online(tree, rewards, policies, data, beta=beta)]
+    mle = log_probs[offline(tree, policies, data, beta=beta)]
+    return [
+        included(tree, NAME, "(a) every RLHF policy is an MLE policy", rlhf, mle),
+        included(tree, NAME, "(a) every MLE policy is an RLHF policy", mle, rlhf),
+    ]
+
+
+# --- (b) all policies ----------------------------------------------------------------------------
+
+
+def existence(tree: TokenTree, data: PairData, optima: TabularOptima) -> Certificate:
+    """Existence by strong components against existence by a linear program."""
+    d = np.zeros((data.size, tree.n_prompts * tree.n_leaves))
+    d[np.arange(data.size), data.prompt * tree.n_leaves + data.winner] = 1.0
+    d[np.arange(data.size), data.prompt * tree.n_leaves + data.loser] = -1.0
+    program = separating_direction(d) is None
+    return Certificate(NAME, float(not optima.empty), float(program), SLACK, "(b) existence")
+
+
+def _unbounded(tree: TokenTree, data: PairData, witness: Witness) -> Certificate:
+    """Along the witness the likelihood rises at every step (1.0), so there is no maximiser."""
+    step = np.zeros((tree.n_prompts, tree.n_leaves))
+    step[witness.prompt, list(witness.leaves)] = 1.0
+    values = [bt_log_likelihood(t * step, data) for t in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)]
+    rises = all(b > a for a, b in itertools.pairwise(values))
+    return Certificate(NAME, float(rises), 1.0, SLACK, "(b) the witness of an empty set")
+
+
+def _tabular(
+    rng: np.random.Generator, tree: TokenTree, data: PairData, optima: TabularOptima, beta: float
+) -> list[Certificate]:
+    """Both inclusions over the component shifts, the likelihoods, the dimension."""
+    policies = TabularPolicies.of(tree)
+    fit = fit_policy(policies, data, rng.normal(size=policies.dimension), beta=beta)
+    counterpart = soft_value_iteration(
+        tree, matching_member(tree, optima, beta * fit.log_p), beta=beta
+    )
+    reached = np.asarray(leaf_log_probs(tree, counterpart.log_policy))
+    r = optima.member(rng.normal(size=optima.graph.n_components))
+    rlhf = soft_value_iteration(tree, r, beta=beta)
+    rlhf_log_p = np.asarray(leaf_log_probs(tree, rlhf.log_policy))
+    kept = fit_policy(policies, data, policies.logits(rlhf.log_policy), beta=beta)
+    nullity = float(fit.nullity - policies.flat_directions) if fit.gap > CLEAR else math.nan
+    optimum = float(np.dot(tree.rho0, np.asarray(rlhf.log_z)))
+    gained = soft_return(tree, rlhf.log_policy, r, beta=beta) / beta
+    likelihood = optima.log_likelihood if optima.log_likelihood is not None else math.nan
+    dimension = float(optima.graph.dimension)
+    return [
+        same(tree, NAME, "(b) every MLE policy is an RLHF policy", fit.log_p, reached),
+        same(tree, NAME, "(b) every RLHF policy is an MLE policy", rlhf_log_p, kept.log_p),
+        Certificate(NAME, gained, optimum, SLACK, "(b) the RL step reaches its optimum"),
+        Certificate(NAME, fit.value, likelihood, SLACK, "(b) equal likelihood"),
+        Certificate(NAME, nullity, dimension, SLACK, "(b) dimension of the set"),
+    ]
+
+
+def matching_member(tree: TokenTree, optima: TabularOptima, target: np.ndarray) -> np.ndarray:
+    """The maximiser whose mean on every component is that of `target` (P, L)."""
+    graph = optima.graph
+    base = optima.member(np.zeros(graph.n_components))
+    labels = graph.component[:, tree.leaves].reshape(-1)
+    gap = (np.asarray(target) - base)[:, tree.leaves].reshape(-1)
+    return optima.member(np.bincount(labels, gap) / np.bincount(labels))
+
+
+# --- broken twins --------------------------------------------------------------------------------
+
+
+def twins() -> tuple[Twin, ...]:
+    """Fixed small instances: two completions compared five times, four wins to one."""
+    tree = one_step_tree("a", "b")
+    data = PairData.of(tree, [(0, 0, 1, 4.0), (0, 1, 0, 1.0)])
+    tables = [np.log([[p, 1.0 - p]]) for p in (0.5, 0.8, 0.98)]
+    policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
+    log_probs = policies.log_probs(tree)
+    fewer = FiniteRewards.of(tree, [tables[0], tables[2]])
+    rlhf = log_probs[online(tree, fewer, policies, data, beta=1.0)]
+    mle = log_probs[offline(tree, policies, data, beta=1.0)]
+    optima = fit_tabular(tree, data)
+    class_all = TabularPolicies.of(tree)
+    unscaled = fit_policy(class_all, data, np.zeros(class_all.dimension), beta=1.0)
+    solved = soft_value_iteration(tree, optima.member(np.zeros(1)), beta=2.0)
+    other = np.asarray(leaf_log_probs(tree, solved.log_policy))
+    return (
+        Twin("R is not R(Pi): it lacks the local reward of one policy", violation(tree, rlhf, mle)),
+        Twin(
+            "the local reward is left unscaled (sum log pi) while soft RL uses beta = 2",
+            violation(tree, other[None], unscaled.log_p[None]),
+        ),
+    )
+
+
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)

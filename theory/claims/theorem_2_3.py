@@ -1,0 +1,181 @@
+"""Theorem 2.3: RLHF with a reference is DPO when the classes are isomorphic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import logsumexp
+
+from theory.certificate import SLACK, Certificate, Twin
+from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.instances import (
+    FIT_SHAPES,
+    one_step_tree,
+    random_beta,
+    random_log_p,
+    random_tree,
+    two_way_pairs,
+)
+from theory.claims.roads import offline, online
+from theory.claims.theorem_2_2 import matching_member
+from theory.classes import FinitePolicies, TabularPolicies
+from theory.fit import TabularOptima, fit_tabular
+from theory.fit_policy import fit_policy
+from theory.preferences import PairData
+from theory.soft import kl, leaf_log_probs, policy_from_leaves, soft_value_iteration
+from theory.tree import TokenTree
+
+NAME = "theorem-2.3"
+STATEMENT = (
+    "Theorem 2.3: with a reference policy and R = R(Pi), RLHF and DPO give the same SET of "
+    "policies. Write T(P) = P . P_ref, normalised for each prompt. The paper asks that the optima "
+    "over ALL policies lie in Pi; what suffices, and is checked, is T(pi_mle) in Pi and "
+    "T^-1(pi_dpo) in Pi. Eqs. 14-16 drop a term that depends on the prompt alone, "
+    "log sum P_mle P_ref; it cancels, so the theorem stands, but Eq. 14 as printed never holds. "
+    "P_ref must be positive on every completion that Pi can generate. Every beta; both inclusions "
+    "(the paper shows one)."
+)
+
+
+def trial(rng: np.random.Generator, index: int) -> Trial:
+    """All policies on planted pairs, then a list; vacuous if the list misses the hypothesis."""
+    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    beta = random_beta(rng)
+    log_ref = random_log_p(rng, tree)
+    data = two_way_pairs(rng, tree, connected=index % 4 < 2)
+    found = _tabular(rng, tree, data, beta, log_ref)
+    listed, hypothesis = _finite(rng, tree, beta, log_ref)
+    return Trial((*found, *listed), vacuous=not hypothesis)
+
+
+def mixture(tree: TokenTree, log_p: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
+    """T(P) = P . P_ref normalised for each prompt, log-probabilities (P, L)."""
+    score = np.where(tree.leaf_mask, np.asarray(log_p) + log_ref, -np.inf)
+    return score - np.asarray(logsumexp(score, axis=1, keepdims=True))
+
+
+def unmix(tree: TokenTree, log_p: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
+    """T^-1(P) = P / P_ref normalised for each prompt, log-probabilities (P, L)."""
+    return mixture(tree, log_p, np.where(tree.leaf_mask, -log_ref, 0.0))
+
+
+def _tabular(
+    rng: np.random.Generator, tree: TokenTree, data: PairData, beta: float, log_ref: np.ndarray
+) -> list[Certificate]:
+    """DPO and MLE policies on their own logits, rewards on their tables; both inclusions."""
+    policies = TabularPolicies.of(tree)
+    optima = fit_tabular(tree, data)
+    start = rng.normal(size=(2, policies.dimension))
+    dpo = fit_policy(policies, data, start[0], beta=beta, log_ref=log_ref)
+    mle = fit_policy(policies, data, start[1], beta=beta)
+
+    def rlhf(r: np.ndarray):
+        return soft_value_iteration(
+            tree, r + beta * np.where(tree.leaf_mask, log_ref, 0.0), beta=beta
+        ).log_policy
+
+    implied = beta * (dpo.log_p - np.where(tree.leaf_mask, log_ref, 0.0))
+    reached = leaf_log_probs(tree, rlhf(matching_member(tree, optima, implied)))
+    chosen = rlhf(optima.member(rng.normal(size=optima.graph.n_components)))
+    kept = fit_policy(policies, data, policies.logits(chosen), beta=beta, log_ref=log_ref)
+    into = policy_from_leaves(tree, mixture(tree, mle.log_p, log_ref))
+    back = policy_from_leaves(tree, unmix(tree, dpo.log_p, log_ref))
+    into_kept = fit_policy(policies, data, policies.logits(into), beta=beta, log_ref=log_ref)
+    back_kept = fit_policy(policies, data, policies.logits(back), beta=beta)
+    pairs = [
+        ("every DPO policy is an RLHF policy", dpo.log_p, reached),
+        ("every RLHF policy is a DPO policy", leaf_log_probs(tree, chosen), kept.log_p),
+        ("T(pi_mle) is a DPO policy", leaf_log_probs(tree, into), into_kept.log_p),
+        ("T^-1(pi_dpo) is an MLE policy", leaf_log_probs(tree, back), back_kept.log_p),
+    ]
+    if optima.graph.dimension == 0:
+        pairs.append(("Eq. 14 with its prompt term", dpo.log_p, mixture(tree, mle.log_p, log_ref)))
+    found = [same(tree, NAME, part, np.asarray(a), np.asarray(b)) for part, a, b in pairs]
+    return [*found, *_likelihoods(optima, dpo.value, mle.value)]
+
+
+def _likelihoods(optima: TabularOptima, dpo: float, mle: float) -> list[Certificate]:
+    best = optima.log_likelihood if optima.log_likelihood is not None else math.nan
+    return [
+        Certificate(NAME, dpo, best, SLACK, "equal likelihood, DPO and reward"),
+        Certificate(NAME, mle, best, SLACK, "equal likelihood, MLE and reward"),
+    ]
+
+
+def _finite(
+    rng: np.random.Generator, tree: TokenTree, beta: float, log_ref: np.ndarray
+) -> tuple[list[Certificate], bool]:
+    """A list and its image under T. The sufficient condition is tested, then the two roads."""
+    data = two_way_pairs(rng, tree, connected=False)
+    base = [random_log_p(rng, tree) for _ in range(3)]
+    tables = [*base, *(mixture(tree, table, log_ref) for table in base)]
+    policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
+    log_probs = policies.log_probs(tree)
+    rewards = policies.rewards(tree, beta)
+    mle = offline(tree, policies, data, beta=beta)
+    dpo = log_probs[offline(tree, policies, data, beta=beta, log_ref=log_ref)]
+    images = np.stack([mixture(tree, log_probs[i], log_ref) for i in mle])
+    sources = np.stack([unmix(tree, table, log_ref) for table in dpo])
+    met = all(included(tree, NAME, "", part, log_probs).holds for part in (images, sources))
+    if not met:
+        return [], False
+    rlhf = log_probs[online(tree, rewards, policies, data, beta=beta, log_ref=log_ref)]
+    return [
+        included(tree, NAME, "a list: every RLHF policy is a DPO policy", rlhf, dpo),
+        included(tree, NAME, "a list: every DPO policy is an RLHF policy", dpo, rlhf),
+    ], True
+
+
+# --- broken twins --------------------------------------------------------------------------------
+
+
+def twins() -> tuple[Twin, ...]:
+    """Fixed small instances."""
+    return (
+        Twin("T(pi_mle) lies outside Pi", _outside()),
+        Twin("Eq. 14 as printed, without its prompt term", _printed()),
+        Twin("P_ref is 0 on a completion that is not compared", _uncovered()),
+    )
+
+
+def _outside() -> float:
+    """Two completions, two policies; neither is T of the other."""
+    tree = one_step_tree("a", "b")
+    data = PairData.of(tree, [(0, 0, 1, 7.0), (0, 1, 0, 3.0)])
+    log_ref = np.log([[0.3, 0.7]])
+    tables = [np.log([[p, 1.0 - p]]) for p in (0.25, 0.75)]
+    policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
+    log_probs = policies.log_probs(tree)
+    rewards = policies.rewards(tree)
+    rlhf = online(tree, rewards, policies, data, beta=1.0, log_ref=log_ref)
+    dpo = offline(tree, policies, data, beta=1.0, log_ref=log_ref)
+    return violation(tree, log_probs[rlhf], log_probs[dpo])
+
+
+def _printed() -> float:
+    """log P_dpo - log P_mle - log P_ref on two completions: the dropped term, never 0."""
+    tree = one_step_tree("a", "b")
+    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
+    log_ref = np.log([[0.6, 0.4]])
+    policies = TabularPolicies.of(tree)
+    start = np.zeros(policies.dimension)
+    dpo = fit_policy(policies, data, start, log_ref=log_ref)
+    mle = fit_policy(policies, data, start)
+    return float(np.abs(dpo.log_p - mle.log_p - log_ref).min())
+
+
+def _uncovered() -> float:
+    """DPO leaves the third completion its mass; RLHF, with the reference at 0 there, none."""
+    tree = one_step_tree("a", "b", "c")
+    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
+    with np.errstate(divide="ignore"):
+        log_ref = np.log([[0.6, 0.4, 0.0]])
+    policies = TabularPolicies.of(tree)
+    dpo = fit_policy(policies, data, np.zeros(policies.dimension), log_ref=log_ref)
+    optima = fit_tabular(tree, data)
+    r = optima.member(np.zeros(optima.graph.n_components))
+    return kl(tree, mixture(tree, r, log_ref), dpo.log_p)
+
+
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)

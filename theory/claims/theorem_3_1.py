@@ -1,0 +1,180 @@
+"""Theorem 3.1: RLHF over simple rewards is maximum likelihood over their soft-optimal policies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from theory.certificate import MIN_VIOLATION, SLACK, Certificate, Twin
+from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.instances import (
+    FIT_SHAPES,
+    one_step_tree,
+    random_beta,
+    random_log_p,
+    random_policy,
+    random_reward,
+    random_tree,
+    two_way_pairs,
+)
+from theory.claims.roads import offline, online
+from theory.classes import (
+    FinitePolicies,
+    FiniteRewards,
+    LinearRewards,
+    SoftOptimalPolicies,
+    local_reward,
+)
+from theory.fit import fit_linear
+from theory.fit_policy import fit_policy
+from theory.preferences import PairData
+from theory.projection import project_finite
+from theory.soft import leaf_log_probs, log_optimal, policy_from_leaves, soft_value_iteration
+from theory.tree import TokenTree
+
+NAME = "theorem-3.1"
+STATEMENT = (
+    "Theorem 3.1: if the soft-optimal policy of every r in R_sim (over ALL policies; over Pi the "
+    "hypothesis would be empty) lies in Pi, then RLHF over R_sim and maximum likelihood over "
+    "Pi(R_sim) give the same SET. The proof shows one inclusion and uses 'r_pi in R_sim', which "
+    "is true up to a shift a prompt that Bradley-Terry does not see. Both inclusions, for lists "
+    "with planted ties and for linear rewards; isomorphic classes imply the hypothesis, and it "
+    "does not imply them."
+)
+FEATURES = 3
+
+
+def trial(rng: np.random.Generator, index: int) -> Trial:
+    """A list, a linear class, and the remark after the proof, on one random tree."""
+    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    beta = random_beta(rng)
+    found = [*_finite(rng, tree, beta), _isomorphic(rng, tree, beta)]
+    linear = _linear(rng, tree, beta, unseen=index % 4 >= 2)
+    return Trial((*found, *linear), vacuous=not linear)
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def restricted_class(
+    tree: TokenTree, rewards: FiniteRewards, policies: FinitePolicies, beta: float
+) -> FinitePolicies:
+    """Pi(R_sim): the reverse-KL projections onto Pi of every P*_r, by enumeration."""
+    log_probs, kept = policies.log_probs(tree), set()
+    for r in rewards.tables:
+        nearest = project_finite(tree, log_probs, log_optimal(tree, r, beta))
+        kept.update(int(i) for i in nearest.indices)
+    return FinitePolicies(tuple(policies.policies[i] for i in sorted(kept)))
+
+
+def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Certificate]:
+    """Five rewards, two planted ties of the best, their policies in Pi beside three others."""
+    data = two_way_pairs(rng, tree, connected=False)
+    tables = [random_reward(rng, tree, 1.0) for _ in range(5)]
+    seen = np.concatenate([data.winner[data.prompt == 0], data.loser[data.prompt == 0]])
+    free = np.setdiff1d(tree.leaves, seen)
+    for table in list(tables):
+        other = table + rng.normal()  # the same policy
+        tables.append(other)
+        raised = table.copy()
+        raised[0, free] += 1.0  # another policy of equal likelihood
+        tables.append(raised)
+    rewards = FiniteRewards.of(tree, list(tables))
+    optimal = [soft_value_iteration(tree, r, beta=beta).log_policy for r in tables]
+    extra = [random_policy(rng, tree) for _ in range(3)]
+    listed = [*optimal, *extra]
+    policies = FinitePolicies(tuple(listed[i] for i in rng.permutation(len(listed))))
+    rlhf = policies.log_probs(tree)[online(tree, rewards, policies, data, beta=beta)]
+    simple = restricted_class(tree, rewards, policies, beta)
+    sim = simple.log_probs(tree)[offline(tree, simple, data, beta=beta)]
+    targets = [log_optimal(tree, r, beta) for r in tables]
+    apart = min(
+        violation(tree, np.asarray(leaf_log_probs(tree, pi))[None], target[None])
+        for pi in extra
+        for target in targets
+    )
+    return [
+        included(tree, NAME, "a list: every RLHF policy is in pi_sim", rlhf, sim),
+        included(tree, NAME, "a list: every pi_sim policy is an RLHF policy", sim, rlhf),
+        Certificate(
+            NAME,
+            float(apart >= MIN_VIOLATION),
+            1.0,
+            SLACK,
+            "the hypothesis holds and the classes are not isomorphic",
+        ),
+    ]
+
+
+def _isomorphic(rng: np.random.Generator, tree: TokenTree, beta: float) -> Certificate:
+    """If R = R(Pi), the soft-optimal policy of each reward is in Pi."""
+    policy = policy_from_leaves(tree, random_log_p(rng, tree))
+    shift = rng.normal(size=(tree.n_prompts, 1))
+    r = local_reward(tree, policy, beta) + shift
+    solved = soft_value_iteration(tree, np.where(tree.leaf_mask, r, 0.0), beta=beta).log_policy
+    part = "isomorphic classes imply the hypothesis"
+    left, right = leaf_log_probs(tree, solved), leaf_log_probs(tree, policy)
+    return same(tree, NAME, part, np.asarray(left), np.asarray(right))
+
+
+# --- linear rewards ------------------------------------------------------------------------------
+
+
+def _linear(
+    rng: np.random.Generator, tree: TokenTree, beta: float, *, unseen: bool
+) -> list[Certificate]:
+    """Both inclusions over theta + ker D; empty (vacuous) if the likelihood has no maximiser.
+
+    unseen: the last feature moves only completions that no pair compares, so that ker D > 0.
+    """
+    data = two_way_pairs(rng, tree, connected=False)
+    phi = rng.normal(size=(tree.n_prompts, tree.n_leaves, FEATURES))
+    if unseen:
+        used = np.zeros(phi.shape[:2], dtype=bool)
+        used[data.prompt, data.winner] = used[data.prompt, data.loser] = True
+        phi[used, -1] = 0.0
+    rewards = LinearRewards(phi)
+    optima = fit_linear(tree, rewards, data)
+    if optima.theta is None:
+        return []
+    policies = SoftOptimalPolicies.of(tree, rewards, beta)
+    sim = fit_policy(policies, data, rng.normal(size=FEATURES), beta=beta)
+    along = optima.kernel @ (optima.kernel.T @ (sim.theta - optima.theta))
+    reached = _optimum(tree, rewards.reward(optima.theta + along), beta)
+    theta = optima.theta + optima.kernel @ rng.normal(size=optima.kernel.shape[1])
+    rlhf = _optimum(tree, rewards.reward(theta), beta)
+    kept = fit_policy(policies, data, theta, beta=beta)
+    best = optima.log_likelihood if optima.log_likelihood is not None else math.nan
+    dimension = float(sim.nullity) - (optima.kernel.shape[1] - optima.policy_dimension)
+    return [
+        same(tree, NAME, "linear: every pi_sim policy is an RLHF policy", sim.log_p, reached),
+        same(tree, NAME, "linear: every RLHF policy is in pi_sim", rlhf, kept.log_p),
+        Certificate(NAME, sim.value, best, SLACK, "linear: equal likelihood"),
+        Certificate(
+            NAME, dimension, float(optima.policy_dimension), SLACK, "linear: dimension of the set"
+        ),
+    ]
+
+
+def _optimum(tree: TokenTree, r: np.ndarray, beta: float) -> np.ndarray:
+    return np.asarray(leaf_log_probs(tree, soft_value_iteration(tree, r, beta=beta).log_policy))
+
+
+# --- broken twin ---------------------------------------------------------------------------------
+
+
+def twins() -> tuple[Twin, ...]:
+    """Two completions, four wins to one; the better reward's policy, 0.8, is not in Pi."""
+    tree = one_step_tree("a", "b")
+    data = PairData.of(tree, [(0, 0, 1, 4.0), (0, 1, 0, 1.0)])
+    rewards = FiniteRewards.of(tree, [np.log([[p, 1.0 - p]]) for p in (0.5, 0.8)])
+    tables = [np.log([[p, 1.0 - p]]) for p in (0.5, 0.98)]
+    policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
+    rlhf = policies.log_probs(tree)[online(tree, rewards, policies, data, beta=1.0)]
+    simple = restricted_class(tree, rewards, policies, 1.0)
+    sim = simple.log_probs(tree)[offline(tree, simple, data, beta=1.0)]
+    return (Twin("one soft-optimal policy lies outside Pi", violation(tree, rlhf, sim)),)
+
+
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)
