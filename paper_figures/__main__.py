@@ -12,7 +12,8 @@ from paper_figures.commands.report import Report
 from paper_figures.errors import InputError
 
 Command = (
-    Annotated[Report, tyro.conf.subcommand("report")] | Annotated[Draw, tyro.conf.subcommand("draw")]
+    Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Draw, tyro.conf.subcommand("draw")]
 )
 
 

@@ -1,0 +1,158 @@
+"""The report: one self-contained page out of one folder of records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from paper_figures import evidence, prose
+from paper_figures.curves import curves_picture
+from paper_figures.errors import InputError
+from paper_figures.fig3 import fig3
+from paper_figures.fig9 import fig9
+from paper_figures.records import Check, Folder, load_folder
+from paper_figures.style import Picture, panel_svg
+from paper_figures.sweep import sweep_picture, sweep_rows
+from theory.predictions import Verdict, judge
+
+TITLE = "All Roads: does the measurement agree with the theory?"
+QUESTION = (
+    "With classes of the same size and no data noise, the theory says that fitting a reward model "
+    "and then doing RL must end at the very policy that offline maximum likelihood finds; yet "
+    "online preference fine-tuning wins in practice. Is that because a verifier is simpler to "
+    "learn than a generator: what does the theory predict, and what does the measurement say?"
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture as the template shows it: inline SVG panels and a caption."""
+
+    name: str
+    title: str
+    panels: tuple[Markup, ...]
+    caption: str
+
+
+def all_verdicts(folder: Folder) -> tuple[Verdict, ...]:
+    """The study's verdicts; without any, every prediction stands as not measured."""
+    if folder.verdicts is not None:
+        return folder.verdicts
+    return tuple(judge(prediction, None) for prediction in folder.predictions or ())
+
+
+def pictures(folder: Folder) -> tuple[Picture, ...]:
+    """Every picture that the folder's records can fill."""
+    verdicts, study = all_verdicts(folder), folder.study
+    found = (
+        None if folder.sweep is None else sweep_picture(folder.sweep),
+        fig3(study, verdicts),
+        fig9(study, verdicts),
+        None if study is None else curves_picture(study),
+    )
+    return tuple(picture for picture in found if picture is not None)
+
+
+def render(folder: Folder) -> str:
+    """The whole page as text; the same records give the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("paper_figures"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = prose.number
+    environment.filters["duration"] = prose.duration
+    return environment.get_template("report.html.j2").render(**_context(folder))
+
+
+def _context(folder: Folder) -> dict[str, Any]:
+    verdicts, study = all_verdicts(folder), folder.study
+    drawn = {picture.name: _drawn(picture) for picture in pictures(folder)}
+    return {
+        "title": TITLE,
+        "question": QUESTION,
+        "place": folder.path.resolve().name,
+        "verdicts": [prose.verdict_row(row) for row in verdicts],
+        "summary": verdict_summary(verdicts),
+        "scale_note": None if study is None else study.scale_note,
+        "checks": folder.checks,
+        "check_summary": check_summary(folder.checks or ()),
+        "sweep": folder.sweep,
+        "sweep_rows": [] if folder.sweep is None else sweep_rows(folder.sweep),
+        "task": folder.task,
+        "drawn": drawn,
+        "paper_claims": {name: _claims(verdicts, name) for name in ("fig3", "fig9")},
+        "assumptions": _assumptions(verdicts),
+        "disagreements": prose.disagreements(verdicts),
+        "toy_notes": prose.toy_notes(tuple(row.prediction for row in verdicts)),
+        "study": study,
+        "training": [] if study is None else evidence.training_sentences(study),
+        "card": [] if study is None or not study.data_card else evidence.flatten(study.data_card),
+        "lengths": [] if study is None else evidence.length_rows(study),
+        "samples": [] if study is None else evidence.sample_cards(study),
+        "provenance": [] if study is None else evidence.provenance(study),
+        "stages": [] if study is None else evidence.stage_rows(study),
+        "config": [] if study is None else evidence.flatten(study.config),
+        "absent": evidence.absences(folder),
+    }
+
+
+def _drawn(picture: Picture) -> Drawn:
+    panels = tuple(Markup(panel_svg(panel)) for panel in picture.panels)
+    return Drawn(picture.name, picture.title, panels, picture.caption)
+
+
+def _claims(verdicts: Sequence[Verdict], figure: str) -> list[str]:
+    """What the paper itself says of a figure, each sentence once."""
+    mine = (v.prediction.paper_claim for v in verdicts if v.prediction.figure == figure)
+    return list(dict.fromkeys(mine))
+
+
+def _assumptions(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the predictions rest on, each assumption once."""
+    return list(dict.fromkeys(a for v in verdicts for a in v.prediction.assumptions))
+
+
+def verdict_summary(verdicts: Sequence[Verdict]) -> str:
+    """'7 predictions: 3 supported, 4 inconclusive.'"""
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    parts = [f"{n} {outcome}" for outcome, n in counts.most_common()]
+    return f"{prose.plural(len(verdicts), 'prediction')}: {', '.join(parts)}." if parts else ""
+
+
+def check_summary(checks: Sequence[Check]) -> str:
+    """'5 of 5 claims hold; 7 of 7 broken twins fail, as they must.'"""
+    twins = [twin for check in checks for twin in check.twins]
+    held, broken = sum(c.holds for c in checks), sum(not t.holds for t in twins)
+    verdict = "as they must" if broken == len(twins) else "so a check is not to be trusted"
+    return (
+        f"{held} of {prose.plural(len(checks), 'claim')} hold; "
+        f"{broken} of {prose.plural(len(twins), 'broken twin')} fail, {verdict}."
+    )
+
+
+def write_report(path: Path, out: Path) -> Folder:
+    """Read a folder, write its report whole or not at all, and return what was read."""
+    folder = load_folder(path)
+    page = render(folder)
+    write_bytes(out, page.encode("utf-8"))
+    return folder
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError where the place cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error

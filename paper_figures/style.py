@@ -1,0 +1,178 @@
+"""The one look of every figure: palette, names, sizes, and how a figure becomes SVG or PNG.
+
+The colours are Okabe and Ito's, which stay apart for colour-blind readers; every series also has
+its own marker. Figures are made of small panels, so that a phone can stack what a paper sets side
+by side. No pyplot: nothing here keeps state between figures.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#1b1f24"  # becomes currentColor inside the page, so that a dark page stays readable
+GRID = "#8a9099"
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9",
+)  # fmt: skip
+PREDICTED, MEASURED = PURPLE, BLUE
+
+LABELS = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "dpo_2x": "DPO (2x)",
+    "online_dpo_sft": "Online DPO (SFT)",
+    "online_dpo_dpo": "Online DPO (DPO)",
+    "global_rm": "Global RM",
+    "local_rm": "Local RM",
+    "dpo_rm": "DPO RM",
+    "two_stage": "two-stage (reward, then soft RL)",
+    "offline_all": "offline, all policies",
+    "offline_proper": "offline, only policies of the reward class",
+    "offline_matched": "offline, policies matched in capacity",
+    "win_rate": "win rate",
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+    "kl": "KL to the optimum",
+}
+MARKS = {  # colour and marker of every policy, reward model and arm
+    "sft": (GRID, "s"),
+    "dpo": (BLUE, "o"),
+    "dpo_2x": (SKY, "o"),
+    "online_dpo_sft": (ORANGE, "^"),
+    "online_dpo_dpo": (VERMILION, "^"),
+    "global_rm": (GREEN, "o"),
+    "local_rm": (ORANGE, "s"),
+    "dpo_rm": (BLUE, "^"),
+    "two_stage": (GREEN, "o"),
+    "offline_all": (VERMILION, "^"),
+    "offline_proper": (BLUE, "x"),
+    "offline_matched": (PURPLE, "D"),
+}
+RC: Any = {
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "grid.color": GRID,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "legend.frameon": False,
+    "legend.fontsize": 7.2,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "mathtext.default": "regular",
+    "svg.hashsalt": "all-roads",
+    "savefig.dpi": 200,
+}
+WIDTH = 3.7  # inches, one panel
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot: how to draw it, how tall it is (inches), and what it says without eyes."""
+
+    name: str
+    draw: Callable[[Axes], None]
+    alt: str
+    height: float = 2.7
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels that belong together, with the caption that names units and intervals."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+    caption: str
+
+
+def label(name: str) -> str:
+    """The printed name of a policy, model, arm or metric; unknown names stand as they are."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def mark(name: str) -> tuple[str, str]:
+    """Colour and marker of a policy, reward model or arm."""
+    return MARKS.get(name, (GRID, "o"))
+
+
+def panel_svg(panel: Panel) -> str:
+    """One panel as inline SVG: text stays text, ink follows the page, ids are its own."""
+    with matplotlib.rc_context({**RC, "svg.fonttype": "none"}):
+        return _inline(_svg(_figure((panel,)), transparent=True), panel.name, panel.alt)
+
+
+def picture_files(picture: Picture) -> dict[str, bytes]:
+    """A whole picture as files, {"svg": ..., "png": ...}, on white; the same bytes every time."""
+    with matplotlib.rc_context({**RC, "svg.fonttype": "path"}):
+        figure = _figure(picture.panels)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", facecolor="white", metadata={"Software": None})
+        return {"svg": _svg(figure, transparent=False).encode(), "png": png.getvalue()}
+
+
+def _figure(panels: Sequence[Panel]) -> Figure:
+    """Panels side by side, at most two in a row."""
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    heights = [max(p.height for p in panels[i * across : (i + 1) * across]) for i in range(down)]
+    figure = Figure(figsize=(WIDTH * across, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(down, across, height_ratios=heights)
+    for i, panel in enumerate(panels):
+        panel.draw(figure.add_subplot(grid[i // across, i % across]))
+    return figure
+
+
+def _svg(figure: Figure, *, transparent: bool) -> str:
+    out = io.StringIO()
+    bare = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    ground = "none" if transparent else "white"
+    figure.savefig(out, format="svg", facecolor=ground, transparent=transparent, metadata=bare)
+    return out.getvalue()
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """Make a standalone SVG fit for a page that holds many: no fixed size, no clashing ids."""
+    body = svg[svg.index("<svg") :]
+    head, rest = body.split(">", 1)
+    box = re.search(r'viewBox="[^"]+"', head)
+    assert box is not None, "matplotlib always writes a viewBox"
+    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
+    rest = re.sub(r'href="#', f'href="#{prefix}-', rest)
+    rest = rest.replace("url(#", f"url(#{prefix}-").replace(INK, "currentColor")
+    open_tag = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'{box.group(0)} role="img" aria-label="{_attribute(alt)}">'
+    )
+    return open_tag + rest
+
+
+def _attribute(text: str) -> str:
+    for raw, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(raw, safe)
+    return text

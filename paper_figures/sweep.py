@@ -1,0 +1,258 @@
+"""The proper-learning sweep: KL to the optimum against N, and the gap between two arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy import stats
+
+from paper_figures.prose import MINUS, number
+from paper_figures.style import (
+    BLUE,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Panel,
+    Picture,
+    label,
+    mark,
+)
+from paper_figures.tables import SweepRecord
+
+SETTING = ("family", "degree", "sharpness", "horizon", "bits", "beta")
+WORDS = {"degree": "degree k", "sharpness": "s", "horizon": "H", "bits": "bits", "beta": "beta"}
+GAP = ("offline_all", "two_stage")
+N_MARKS = ((SKY, "o"), (BLUE, "s"), (INK, "D"), (ORANGE, "^"), (VERMILION, "v"), (PURPLE, "P"))
+CAPTION = (
+    "KL(policy || optimum) in nats, exact by enumeration. Each arm at its best ridge strength in "
+    "hindsight; points are means over replicates, bars 95% t intervals over replicates. The gap is "
+    "paired by replicate: {0} less {1}."
+)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over replicates with its 95% t interval (half width, None below two replicates)."""
+
+    value: float
+    half: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm in one setting at one N, at its best ridge. kl: nats, (replicates,) by seed."""
+
+    setting: tuple[tuple[str, object], ...]
+    n_pairs: int
+    arm: str
+    ridge: float
+    seeds: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def mean(self) -> Mean:
+        """Mean KL over replicates."""
+        return mean_of(self.kl)
+
+
+def mean_of(values: np.ndarray) -> Mean:
+    """Mean and half width of the 95% t interval of (n,) values."""
+    n = len(values)
+    half = None
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Mean(float(np.mean(values)), half, n)
+
+
+def points(sweep: SweepRecord) -> tuple[Point, ...]:
+    """Every (setting, N, arm) at the ridge with the least mean KL."""
+    columns = sweep.columns
+    keys = [key for key in SETTING if key in columns]
+    groups: dict[tuple, list[int]] = {}
+    for i in range(len(sweep)):
+        setting = tuple((key, _plain(columns[key][i])) for key in keys)
+        at = (setting, int(columns["n_pairs"][i]), str(columns["arm"][i]))
+        groups.setdefault(at, []).append(i)
+    best = (_best(at, np.array(rows), columns) for at, rows in sorted(groups.items(), key=str))
+    return tuple(sorted(best, key=lambda p: (str(p.setting), p.n_pairs, p.arm)))
+
+
+def _best(at: tuple, rows: np.ndarray, columns: dict[str, np.ndarray]) -> Point:
+    """Of one group's rows, those of the ridge with the least mean KL."""
+    ridge, kl = columns["ridge"][rows].astype(float), columns["kl"][rows].astype(float)
+    strengths = np.unique(ridge)
+    least = strengths[int(np.argmin([kl[ridge == strength].mean() for strength in strengths]))]
+    chosen = ridge == least
+    seeds = columns["seed"][rows][chosen]
+    order = np.argsort(seeds)
+    return Point(at[0], at[1], at[2], float(least), seeds[order], kl[chosen][order])
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def gaps(found: Sequence[Point]) -> dict[tuple[tuple, int], Mean]:
+    """(setting, N) -> mean of KL(offline_all) - KL(two_stage), nats, paired by replicate."""
+    by_arm = {(p.setting, p.n_pairs, p.arm): p for p in found}
+    out: dict[tuple[tuple, int], Mean] = {}
+    for (setting, n, arm), worse in by_arm.items():
+        better = by_arm.get((setting, n, GAP[1]))
+        if arm == GAP[0] and better is not None:
+            shared, left, right = np.intersect1d(worse.seeds, better.seeds, return_indices=True)
+            if len(shared):
+                out[setting, n] = mean_of(worse.kl[left] - better.kl[right])
+    return out
+
+
+def sweep_picture(sweep: SweepRecord) -> Picture:
+    """All panels that the sweep's data can fill."""
+    found = points(sweep)
+    settings = list(dict.fromkeys(p.setting for p in found))
+    varied = _varied(settings)
+    panels = [
+        _kl_panel(setting, [p for p in found if p.setting == setting], varied)
+        for setting in settings
+    ]
+    gap = gaps(found)
+    for axis in ("degree", "horizon"):
+        panels += _gap_panels(axis, gap)
+    caption = CAPTION.format(label(GAP[0]), label(GAP[1]))
+    return Picture("sweep", "The proper-learning gap in the sweep", tuple(panels), caption)
+
+
+def _varied(settings: Sequence[tuple]) -> set[str]:
+    values: dict[str, set] = {}
+    for setting in settings:
+        for key, value in setting:
+            values.setdefault(key, set()).add(value)
+    return {key for key, seen in values.items() if len(seen) > 1}
+
+
+def setting_words(
+    setting: tuple, leave_out: Sequence[str] = (), only: set[str] | None = None
+) -> str:
+    """'degree k = 2, s = 2, H = 8': the coordinates of a setting in words."""
+    return ", ".join(
+        f"{value}" if key == "family" else f"{WORDS[key]} = {_number(value)}"
+        for key, value in setting
+        if key not in leave_out and (only is None or key in only)
+    )
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
+    title = setting_words(setting, only=varied | {"degree", "horizon"})
+
+    def draw(ax: Axes) -> None:
+        for arm in sorted({p.arm for p in rows}):
+            mine = sorted((p for p in rows if p.arm == arm), key=lambda p: p.n_pairs)
+            _line(
+                ax,
+                [p.n_pairs for p in mine],
+                [p.mean for p in mine],
+                mark(arm),
+                label(arm),
+                positive=True,
+            )
+        ns = sorted({p.n_pairs for p in rows})
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xticks(ns, [str(n) for n in ns])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.set_xlabel("preference pairs N")
+        ax.set_ylabel("KL to the optimum (nats)")
+        ax.set_title(title)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1)
+
+    said = "; ".join(f"{label(p.arm)} at N = {p.n_pairs}: {number(p.mean.value)}" for p in rows)
+    name = "sweep-kl-" + "-".join(_number(value) for _, value in setting)
+    arms = len({p.arm for p in rows})
+    return Panel(name, draw, f"KL in nats against N, {title}. {said}", height=2.6 + 0.17 * arms)
+
+
+def _gap_panels(axis: str, gap: dict[tuple[tuple, int], Mean]) -> list[Panel]:
+    """One panel for every way of holding the other coordinates fixed, where the axis varies."""
+    groups: dict[tuple, dict[int, dict[float, Mean]]] = {}
+    for (setting, n), mean in gap.items():
+        rest = tuple(item for item in setting if item[0] != axis)
+        at = dict(setting)[axis]
+        groups.setdefault(rest, {}).setdefault(n, {})[at] = mean
+    return [
+        _gap_panel(axis, rest, lines)
+        for rest, lines in groups.items()
+        if max(len(line) for line in lines.values()) > 1
+    ]
+
+
+def _gap_panel(axis: str, rest: tuple, lines: dict[int, dict[float, Mean]]) -> Panel:
+    title = f"Gap against {axis} ({setting_words(rest, leave_out=('family', 'beta'))})"
+
+    def draw(ax: Axes) -> None:
+        for i, (n, line) in enumerate(sorted(lines.items())):
+            where = sorted(line)
+            look = N_MARKS[i % len(N_MARKS)]
+            _line(ax, where, [line[at] for at in where], look, f"N = {n}")
+        ax.axhline(0.0, color=INK, lw=0.9)
+        ticks = sorted({at for line in lines.values() for at in line})
+        ax.set_xticks(ticks, [_number(at) for at in ticks])
+        ax.set_xlabel("degree k of the reward" if axis == "degree" else "horizon H (tokens)")
+        ax.set_ylabel(f"KL gap (nats), offline {MINUS} two-stage")
+        ax.set_title(title, fontsize=7.6)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=min(len(lines), 3))
+
+    said = "; ".join(
+        f"N = {n}, {axis} {_number(at)}: {number(mean.value, sign=True)}"
+        for n, line in sorted(lines.items())
+        for at, mean in sorted(line.items())
+    )
+    name = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
+    return Panel(name, draw, f"{title}, nats. {said}", height=2.8)
+
+
+def _line(
+    ax: Axes,
+    x: Sequence[float],
+    means: Sequence[Mean],
+    look: tuple[str, str],
+    name: str,
+    *,
+    positive: bool = False,
+) -> None:
+    """Means with intervals; on a log axis a lower end below 0 is cut at a tenth of the mean."""
+    y = np.array([mean.value for mean in means])
+    half = np.array([mean.half or 0.0 for mean in means])
+    lower = np.minimum(half, 0.9 * y) if positive else half
+    style = {"color": look[0], "marker": look[1], "capsize": 2.0, "elinewidth": 1.0}
+    ax.errorbar(x, y, yerr=np.stack([lower, half]), label=name, **style)
+
+
+def sweep_rows(sweep: SweepRecord) -> list[dict[str, str]]:
+    """The numbers behind the panels, one row a (setting, N, arm), in words."""
+    found = points(sweep)
+    varied = _varied([p.setting for p in found]) | {"degree", "horizon"}
+    return [
+        {
+            "setting": setting_words(p.setting, only=varied),
+            "n": str(p.n_pairs),
+            "arm": label(p.arm),
+            "ridge": _number(p.ridge),
+            "kl": number(p.mean.value),
+            "half": number(p.mean.half),
+            "replicates": str(p.mean.n),
+        }
+        for p in found
+    ]

@@ -1,0 +1,90 @@
+"""Levels, Figs. 3 and 9, curves and the files they become."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from paper_figures.curves import curves_picture, series
+from paper_figures.fig3 import fig3
+from paper_figures.fig9 import fig9
+from paper_figures.levels import POLICIES, REWARD_MODELS, evaluation_stages, levels, stages_of
+from paper_figures.records import load_folder
+from paper_figures.style import INK, panel_svg, picture_files
+
+
+def test_levels_come_from_the_stage_records(demo: Path) -> None:
+    study = load_folder(demo).study
+    assert study is not None
+    by_name = {level.name: level for level in levels(study, "win_rate", POLICIES)}
+    assert list(by_name) == list(POLICIES)
+    assert by_name["dpo"].per_seed == pytest.approx((0.60, 0.61, 0.62))
+    assert by_name["online_dpo_dpo"].mean == pytest.approx(0.64)
+    assert levels(study, "val_accuracy", REWARD_MODELS)[2].mean == pytest.approx(0.62)
+    assert levels(study, "no_such_metric", POLICIES) == ()
+
+
+def test_a_method_never_takes_the_stages_of_a_longer_name(demo: Path) -> None:
+    study = load_folder(demo).study
+    assert study is not None
+    assert {stage.stage for stage in stages_of(study, "dpo")} == {"dpo"}
+    assert {stage.stage for stage in stages_of(study, "sft")} == {"sft"}
+    assert len(evaluation_stages(study, "dpo")) == 3
+
+
+def test_figures_3_and_9(demo: Path) -> None:
+    folder = load_folder(demo)
+    verdicts = folder.verdicts or ()
+    third, ninth = fig3(folder.study, verdicts), fig9(folder.study, verdicts)
+    assert third is not None
+    assert [panel.name for panel in third.panels] == ["fig3-levels", "fig3-differences"]
+    assert "Online DPO (SFT) \u2212 DPO: supported" in third.panels[1].alt
+    assert ninth is not None
+    assert len(ninth.panels) == 4
+    assert fig3(None, ()) is None
+    assert fig9(None, ()) is None
+
+
+def test_predictions_alone_make_a_figure(demo: Path) -> None:
+    third = fig3(None, load_folder(demo).verdicts or ())
+    assert third is not None
+    assert [panel.name for panel in third.panels] == ["fig3-differences"]
+
+
+def test_svg_is_well_formed_deterministic_and_has_its_own_ids(demo: Path) -> None:
+    folder = load_folder(demo)
+    picture = fig9(folder.study, folder.verdicts or ())
+    assert picture is not None
+    pages = [panel_svg(panel) for panel in picture.panels]
+    assert pages == [panel_svg(panel) for panel in picture.panels]
+    ids: list[str] = []
+    for page in pages:
+        root = ElementTree.fromstring(page)
+        ids += [node.attrib["id"] for node in root.iter() if "id" in node.attrib]
+        assert INK not in page
+        assert "currentColor" in page
+    assert len(ids) == len(set(ids))
+
+
+def test_picture_files_are_the_same_bytes_every_time(demo: Path) -> None:
+    folder = load_folder(demo)
+    picture = fig3(folder.study, folder.verdicts or ())
+    assert picture is not None
+    first = picture_files(picture)
+    assert first == picture_files(picture)
+    assert first["png"].startswith(b"\x89PNG")
+    assert b"<svg" in first["svg"]
+
+
+def test_curves_and_series(demo: Path) -> None:
+    study = load_folder(demo).study
+    assert study is not None
+    picture = curves_picture(study)
+    assert picture is not None
+    assert len(picture.panels) == 2
+    history = ({"step": 0, "loss": 1.0}, {"step": 5, "eval_loss": 2.0}, {"step": 9, "loss": None})
+    assert series(history, ("loss",)) == ([0.0], [1.0])
+    assert series(history, ("absent", "eval_loss")) == ([5.0], [2.0])
+    assert series(history, ("absent",)) == ([], [])
