@@ -15,7 +15,6 @@ from paper_figures.evidence import absences, flatten
 from paper_figures.records import load_folder
 from paper_figures.report import check_summary, render, verdict_summary
 
-
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
 
