@@ -6,7 +6,6 @@ Online: the maximum-likelihood rewards of a list (reward tables), then soft RL o
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -60,9 +59,9 @@ def policy_log_likelihoods(
     """Eq. 9 (or DPO) of every policy of a list, nats."""
     values = []
     for policy in policies.policies:
-        log_p = leaf_log_probs(tree, policy)
+        log_p = np.asarray(leaf_log_probs(tree, policy))
         margin = log_p[data.prompt, data.winner] - log_p[data.prompt, data.loser]
         if log_ref is not None:
-            margin -= log_ref[data.prompt, data.winner] - log_ref[data.prompt, data.loser]
-        values.append(float(np.dot(data.count, np.asarray(jax.nn.log_sigmoid(beta * margin)))))
+            margin = margin - log_ref[data.prompt, data.winner] + log_ref[data.prompt, data.loser]
+        values.append(-float(np.sum(data.count * np.logaddexp(0.0, -beta * margin))))
     return np.asarray(values)

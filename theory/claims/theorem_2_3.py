@@ -140,11 +140,14 @@ def twins() -> tuple[Twin, ...]:
 
 
 def _outside() -> float:
-    """Two completions, two policies; neither is T of the other."""
+    """Two completions, two policies, P_ref = 0.3, three wins to one.
+
+    pi_mle = 0.5 and T(pi_mle) = 0.3, not in Pi = {0.4, 0.5}: RLHF takes 0.4, DPO takes 0.5.
+    """
     tree = one_step_tree("a", "b")
-    data = PairData.of(tree, [(0, 0, 1, 7.0), (0, 1, 0, 3.0)])
+    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
     log_ref = np.log([[0.3, 0.7]])
-    tables = [np.log([[p, 1.0 - p]]) for p in (0.25, 0.75)]
+    tables = [np.log([[p, 1.0 - p]]) for p in (0.4, 0.5)]
     policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
     log_probs = policies.log_probs(tree)
     rewards = policies.rewards(tree)
