@@ -32,9 +32,9 @@ from jaxtyping import Float
 
 import theory._x64  # noqa: F401
 from theory.errors import InputError
+from theory.grid import ARM_NAMES
 from theory.walsh import all_bits, features, subsets
 
-ARMS = ("two_stage", "offline_all", "offline_all_one_hot", "offline_matched", "offline_proper")
 MEMORY = 20  # curvature pairs kept by L-BFGS
 MAX_STEPS = 400
 TOLERANCE = 1e-3  # nats a unit of theta, on the largest entry of the summed gradient
@@ -49,8 +49,8 @@ class Arm:
     beta: float
     log_probs: Callable[[jax.Array], jax.Array]  # theta -> (L,) log P_pi, nats
     score: Callable[[jax.Array], jax.Array]  # theta -> (L,) implied reward, reward units
-    convex: bool
-    polish: int  # full Newton steps at the end
+    convex: bool  # in theta: Newton from the start
+    newton: bool  # end with Newton steps, down to rounding
 
 
 @lru_cache(maxsize=64)
@@ -59,8 +59,8 @@ def make_arm(name: str, bits: int, degree: int, horizon: int, beta: float) -> Ar
 
     Raises InputError for an unknown name, a horizon that does not divide bits, or a bad degree.
     """
-    if name not in ARMS:
-        raise InputError(f"arm {name!r} is none of {', '.join(ARMS)}")
+    if name not in ARM_NAMES:
+        raise InputError(f"arm {name!r} is none of {', '.join(ARM_NAMES)}")
     if horizon < 1 or bits % horizon:
         raise InputError(f"horizon {horizon} does not divide {bits} bits")
     basis = jnp.asarray(features(all_bits(bits), subsets(bits, degree)))
@@ -71,14 +71,14 @@ def make_arm(name: str, bits: int, degree: int, horizon: int, beta: float) -> Ar
             return chain(soft_policy(basis @ theta / beta, vocab))
 
         if name == "two_stage":
-            return Arm(name, basis.shape[1], beta, soft_rl, lambda t: basis @ t, True, 3)
-        return Arm(name, basis.shape[1], beta, soft_rl, lambda t: beta * soft_rl(t), False, 6)
+            return Arm(name, basis.shape[1], beta, soft_rl, lambda t: basis @ t, True, True)
+        return Arm(name, basis.shape[1], beta, soft_rl, lambda t: beta * soft_rl(t), False, True)
     if name == "offline_all_one_hot":
         n_parameters, log_probs = one_hot_policy(bits, horizon)
     else:
         full = name == "offline_all"
         n_parameters, log_probs = walsh_policy(bits, horizon, bits if full else degree)
-    return Arm(name, n_parameters, beta, log_probs, lambda t: beta * log_probs(t), False, 0)
+    return Arm(name, n_parameters, beta, log_probs, lambda t: beta * log_probs(t), False, False)
 
 
 def jacobian_rank(arm: Arm, *, seed: int = 0) -> int:
@@ -186,12 +186,11 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
             return pair_objective(arm, theta, pairs, weights, ridge)
 
         start = jnp.zeros(arm.n_parameters)
-        if arm.convex:
-            theta, steps = newton(objective, start)
-        else:
-            theta, steps = lbfgs(objective, start)
-        theta = polish(objective, theta, arm.polish)
-        return theta, jnp.max(jnp.abs(jax.grad(objective)(theta))), steps + arm.polish
+        theta, steps = (start, jnp.array(0)) if arm.convex else lbfgs(objective, start)
+        if arm.newton:
+            theta, more = newton(objective, theta)
+            steps = steps + more
+        return theta, jnp.max(jnp.abs(jax.grad(objective)(theta))), steps
 
     def every(
         pairs: jax.Array, weights: jax.Array, ridges: jax.Array
@@ -205,41 +204,32 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
 def newton(
     objective: Callable[[jax.Array], jax.Array], start: jax.Array, max_steps: int = 60
 ) -> tuple[jax.Array, jax.Array]:
-    """Newton with the best of eight halvings a step: (theta, steps). For convex objectives.
+    """Newton to rounding: (theta, steps). For objectives convex around start.
 
-    Stops when no step lowers the objective any more, which leaves the rest to `polish`.
+    A step is the best of eight halvings if that lowers the objective; where rounding hides the
+    difference, the full step if it lowers the largest entry of the gradient; otherwise the end.
     """
     fractions = 0.5 ** jnp.arange(8.0)
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        theta, value, _, count = state
-        direction = jnp.linalg.solve(jax.hessian(objective)(theta), jax.grad(objective)(theta))
+        theta, value, gradient, _, count = state
+        direction = jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
         tried = jax.vmap(objective)(theta - fractions[:, None] * direction)
         best = jnp.nanargmin(tried)
-        better = tried[best] < value
-        theta = jnp.where(better, theta - fractions[best] * direction, theta)
-        return theta, jnp.where(better, tried[best], value), ~better, count + 1
+        lower = tried[best] < value
+        moved = theta - jnp.where(lower, fractions[best], 1.0) * direction
+        value_there, gradient_there = jax.value_and_grad(objective)(moved)
+        better = lower | (jnp.max(jnp.abs(gradient_there)) < jnp.max(jnp.abs(gradient)))
+        kept = jnp.where(better, moved, theta)
+        gradient = jnp.where(better, gradient_there, gradient)
+        return kept, jnp.where(better, value_there, value), gradient, ~better, count + 1
 
     def going(state: tuple[jax.Array, ...]) -> jax.Array:
-        return ~state[2] & (state[3] < max_steps)
+        return ~state[3] & (state[4] < max_steps)
 
-    first = (start, objective(start), jnp.array(False), jnp.array(0))
-    theta, _, _, count = jax.lax.while_loop(going, step, first)
-    return theta, count
-
-
-def polish(
-    objective: Callable[[jax.Array], jax.Array], theta: jax.Array, steps: int
-) -> jax.Array:
-    """Full Newton steps, each kept only if it lowers the largest entry of the gradient."""
-
-    def step(_: int, theta: jax.Array) -> jax.Array:
-        gradient = jax.grad(objective)(theta)
-        moved = theta - jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
-        smaller = jnp.max(jnp.abs(jax.grad(objective)(moved))) < jnp.max(jnp.abs(gradient))
-        return jnp.where(smaller, moved, theta)
-
-    return jax.lax.fori_loop(0, steps, step, theta) if steps else theta
+    first = (start, *jax.value_and_grad(objective)(start), jnp.array(False), jnp.array(0))
+    state = jax.lax.while_loop(going, step, first)
+    return state[0], state[4]
 
 
 def lbfgs(
