@@ -44,17 +44,8 @@ def _recorded(study: Study, metric: str, name: str) -> Level | None:
 
 
 def stages_of(study: Study, name: str) -> tuple[Stage, ...]:
-    """The stages that belong to one method: its own, and those called '<something>_<name>'.
-
-    A method whose name ends another's ('dpo' and 'online_dpo_dpo') gets only its own stages.
-    """
-    others = [other for other in METHODS if other != name and other.endswith(name)]
-    return tuple(
-        stage
-        for stage in study.stages
-        if (stage.stage == name or stage.stage.endswith(f"_{name}"))
-        and not any(stage.stage == other or stage.stage.endswith(f"_{other}") for other in others)
-    )
+    """The stages that belong to one method: its training and its evaluation ('eval_dpo')."""
+    return tuple(s for s in study.stages if s.stage in (name, f"eval_{name}"))
 
 
 METHODS = (
@@ -74,9 +65,6 @@ REWARD_MODELS = METHODS[5:]
 def evaluation_stages(study: Study, policy: str) -> tuple[Stage, ...]:
     """The stages whose samples are a policy's answers at evaluation, in the order of study.json.
 
-    Samples drawn to make online pairs are no evaluation: among a policy's stages with samples,
-    those that carry a win rate or are called an evaluation come alone, where there are any.
+    The samples that online pairs are made of belong to other stages ('online_pairs_dpo').
     """
-    sampled = [s for s in stages_of(study, policy) if (s.folder / "samples.parquet").exists()]
-    judged = [s for s in sampled if "win_rate" in s.metrics or s.stage.startswith("eval")]
-    return tuple(judged or sampled)
+    return tuple(s for s in stages_of(study, policy) if (s.folder / "samples.parquet").exists())

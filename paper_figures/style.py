@@ -35,6 +35,7 @@ LABELS = {
     "dpo_rm": "DPO RM",
     "two_stage": "two-stage (reward, then soft RL)",
     "offline_all": "offline, all policies",
+    "offline_all_one_hot": "offline, all policies (one-hot logits)",
     "offline_proper": "offline, only policies of the reward class",
     "offline_matched": "offline, policies matched in capacity",
     "win_rate": "win rate",
@@ -53,6 +54,7 @@ MARKS = {  # colour and marker of every policy, reward model and arm
     "dpo_rm": (BLUE, "^"),
     "two_stage": (GREEN, "o"),
     "offline_all": (VERMILION, "^"),
+    "offline_all_one_hot": (ORANGE, "v"),
     "offline_proper": (BLUE, "x"),
     "offline_matched": (PURPLE, "D"),
 }

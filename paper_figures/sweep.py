@@ -25,14 +25,22 @@ from paper_figures.style import (
 )
 from paper_figures.tables import SweepRecord
 
-SETTING = ("family", "degree", "sharpness", "horizon", "bits", "beta")
-WORDS = {"degree": "degree k", "sharpness": "s", "horizon": "H", "bits": "bits", "beta": "beta"}
-GAP = ("offline_all", "two_stage")
+SETTING = ("block", "family", "degree", "class_degree", "sharpness", "horizon", "bits", "beta")
+WORDS = {
+    "degree": "degree k",
+    "class_degree": "class of degree",
+    "sharpness": "s",
+    "horizon": "H",
+    "bits": "bits",
+    "beta": "beta",
+}
+FIRST, ALL = "two_stage", "offline_all"
+SAME = "k"  # a class degree that is the true degree
 N_MARKS = ((SKY, "o"), (BLUE, "s"), (INK, "D"), (ORANGE, "^"), (VERMILION, "v"), (PURPLE, "P"))
 CAPTION = (
     "KL(policy || optimum) in nats, exact by enumeration. Each arm at its best ridge strength in "
     "hindsight; points are means over replicates, bars 95% t intervals over replicates. The gap is "
-    "paired by replicate: {0} less {1}."
+    "paired by replicate: the offline arm less {0}."
 )
 
 
@@ -77,7 +85,7 @@ def points(sweep: SweepRecord) -> tuple[Point, ...]:
     keys = [key for key in SETTING if key in columns]
     groups: dict[tuple, list[int]] = {}
     for i in range(len(sweep)):
-        setting = tuple((key, _plain(columns[key][i])) for key in keys)
+        setting = _setting({key: _plain(columns[key][i]) for key in keys})
         at = (setting, int(columns["n_pairs"][i]), str(columns["arm"][i]))
         groups.setdefault(at, []).append(i)
     best = (_best(at, np.array(rows), columns) for at, rows in sorted(groups.items(), key=str))
@@ -95,20 +103,28 @@ def _best(at: tuple, rows: np.ndarray, columns: dict[str, np.ndarray]) -> Point:
     return Point(at[0], at[1], at[2], float(least), seeds[order], kl[chosen][order])
 
 
+def _setting(values: dict[str, object]) -> tuple[tuple[str, object], ...]:
+    """The coordinates of a row; a class degree that follows the true degree is no coordinate."""
+    if values.get("class_degree") == values["degree"]:
+        values["class_degree"] = SAME
+    return tuple(values.items())
+
+
 def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def gaps(found: Sequence[Point]) -> dict[tuple[tuple, int], Mean]:
-    """(setting, N) -> mean of KL(offline_all) - KL(two_stage), nats, paired by replicate."""
-    by_arm = {(p.setting, p.n_pairs, p.arm): p for p in found}
-    out: dict[tuple[tuple, int], Mean] = {}
-    for (setting, n, arm), worse in by_arm.items():
-        better = by_arm.get((setting, n, GAP[1]))
-        if arm == GAP[0] and better is not None:
-            shared, left, right = np.intersect1d(worse.seeds, better.seeds, return_indices=True)
+def gaps(found: Sequence[Point]) -> dict[tuple[tuple, int, str], Mean]:
+    """(setting, N, arm) -> mean of KL(arm) - KL(two-stage), nats, paired by replicate."""
+    first = {(p.setting, p.n_pairs): p for p in found if p.arm == FIRST}
+    out: dict[tuple[tuple, int, str], Mean] = {}
+    for point in found:
+        better = first.get((point.setting, point.n_pairs))
+        if point.arm != FIRST and better is not None:
+            shared, left, right = np.intersect1d(point.seeds, better.seeds, return_indices=True)
             if len(shared):
-                out[setting, n] = mean_of(worse.kl[left] - better.kl[right])
+                key = (point.setting, point.n_pairs, point.arm)
+                out[key] = mean_of(point.kl[left] - better.kl[right])
     return out
 
 
@@ -117,15 +133,16 @@ def sweep_picture(sweep: SweepRecord) -> Picture:
     found = points(sweep)
     settings = list(dict.fromkeys(p.setting for p in found))
     varied = _varied(settings)
-    panels = [
-        _kl_panel(setting, [p for p in found if p.setting == setting], varied)
-        for setting in settings
-    ]
+    panels = []
+    for setting in settings:
+        rows = [p for p in found if p.setting == setting]
+        if len({p.n_pairs for p in rows}) > 1 or len(settings) == 1:
+            panels.append(_kl_panel(setting, rows, varied))
     gap = gaps(found)
     for axis in ("degree", "horizon"):
         panels += _gap_panels(axis, gap)
-    caption = CAPTION.format(label(GAP[0]), label(GAP[1]))
-    return Picture("sweep", "The proper-learning gap in the sweep", tuple(panels), caption)
+    title = "The proper-learning gap in the sweep"
+    return Picture("sweep", title, tuple(panels), CAPTION.format(label(FIRST)))
 
 
 def _varied(settings: Sequence[tuple]) -> set[str]:
@@ -141,9 +158,9 @@ def setting_words(
 ) -> str:
     """'degree k = 2, s = 2, H = 8': the coordinates of a setting in words."""
     return ", ".join(
-        f"{value}" if key == "family" else f"{WORDS[key]} = {_number(value)}"
+        f"{value}" if key in ("block", "family") else f"{WORDS[key]} = {_number(value)}"
         for key, value in setting
-        if key not in leave_out and (only is None or key in only)
+        if key not in leave_out and (only is None or key in only) and value != SAME
     )
 
 
@@ -152,7 +169,8 @@ def _number(value: object) -> str:
 
 
 def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
-    title = setting_words(setting, only=varied | {"degree", "horizon"})
+    shown = (varied | {"degree", "horizon"}) - {"block"}
+    title = setting_words(setting, only=shown)
 
     def draw(ax: Axes) -> None:
         for arm in sorted({p.arm for p in rows}):
@@ -184,13 +202,13 @@ def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
     return Panel(name, draw, f"KL in nats against N, {title}. {said}", height=2.6 + 0.17 * arms)
 
 
-def _gap_panels(axis: str, gap: dict[tuple[tuple, int], Mean]) -> list[Panel]:
+def _gap_panels(axis: str, gap: dict[tuple[tuple, int, str], Mean]) -> list[Panel]:
     """One panel for every way of holding the other coordinates fixed, where the axis varies."""
-    groups: dict[tuple, dict[int, dict[float, Mean]]] = {}
-    for (setting, n), mean in gap.items():
+    groups: dict[tuple, dict[tuple[int, str], dict[float, Mean]]] = {}
+    for (setting, n, arm), mean in gap.items():
         rest = tuple(item for item in setting if item[0] != axis)
         at = dict(setting)[axis]
-        groups.setdefault(rest, {}).setdefault(n, {})[at] = mean
+        groups.setdefault(rest, {}).setdefault((n, arm), {})[at] = mean
     return [
         _gap_panel(axis, rest, lines)
         for rest, lines in groups.items()
@@ -198,29 +216,38 @@ def _gap_panels(axis: str, gap: dict[tuple[tuple, int], Mean]) -> list[Panel]:
     ]
 
 
-def _gap_panel(axis: str, rest: tuple, lines: dict[int, dict[float, Mean]]) -> Panel:
-    title = f"Gap against {axis} ({setting_words(rest, leave_out=('family', 'beta'))})"
+def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, Mean]]) -> Panel:
+    """With several N one line an N (all policies only); with one N one line an offline arm."""
+    several = len({n for n, _ in lines}) > 1
+    if several:
+        lines = {key: line for key, line in lines.items() if key[1] == ALL} or lines
+    fixed = setting_words(rest, leave_out=("block", "family", "beta"))
+    at_n = "" if several else f", N = {next(iter(lines))[0]}"
+    title = f"Gap against {axis} ({fixed}{at_n})"
+    looks = [N_MARKS[i % len(N_MARKS)] if several else mark(key[1]) for i, key in enumerate(lines)]
+    names = [f"N = {n}" if several else label(arm) for n, arm in lines]
 
     def draw(ax: Axes) -> None:
-        for i, (n, line) in enumerate(sorted(lines.items())):
+        for line, look, name in zip(lines.values(), looks, names, strict=True):
             where = sorted(line)
-            look = N_MARKS[i % len(N_MARKS)]
-            _line(ax, where, [line[at] for at in where], look, f"N = {n}")
+            _line(ax, where, [line[at] for at in where], look, name)
         ax.axhline(0.0, color=INK, lw=0.9)
         ticks = sorted({at for line in lines.values() for at in line})
         ax.set_xticks(ticks, [_number(at) for at in ticks])
         ax.set_xlabel("degree k of the reward" if axis == "degree" else "horizon H (tokens)")
         ax.set_ylabel(f"KL gap (nats), offline {MINUS} two-stage")
-        ax.set_title(title, fontsize=7.6)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=min(len(lines), 3))
+        ax.set_title(title, fontsize=7.2)
+        across = min(len(lines), 3) if several else 1
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=across)
 
     said = "; ".join(
-        f"N = {n}, {axis} {_number(at)}: {number(mean.value, sign=True)}"
-        for n, line in sorted(lines.items())
+        f"{name}, {axis} {_number(at)}: {number(mean.value, sign=True)}"
+        for name, line in zip(names, lines.values(), strict=True)
         for at, mean in sorted(line.items())
     )
-    name = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
-    return Panel(name, draw, f"{title}, nats. {said}", height=2.8)
+    panel = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
+    height = 2.7 + (0.17 if several else 0.17 * len(lines))
+    return Panel(panel, draw, f"{title}, nats. {said}", height=height)
 
 
 def _line(

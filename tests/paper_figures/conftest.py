@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -15,13 +16,18 @@ import pytest
 
 from theory.predictions import Measurement, Prediction, judge, save
 
-POLICIES = ("sft", "dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo")
-REWARD_MODELS = ("global_rm", "local_rm", "dpo_rm")
 SEEDS = (0, 1, 2)
 HOSTILE = "<script>alert('x')</script> & <img src=http://example.invalid/p.png onerror=alert(1)>"
 WIN = {"sft": 0.5, "dpo": 0.61, "dpo_2x": 0.66, "online_dpo_sft": 0.72, "online_dpo_dpo": 0.64}
 LOSS = {"global_rm": 0.45, "local_rm": 0.55, "dpo_rm": 0.58}
+TRAINED = ("sft", "global_rm", "local_rm", "dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo")
+ONLINE_PAIRS = ("online_pairs_sft", "online_pairs_dpo")
 CURVES = ("dpo", "global_rm")
+SAMPLE_TYPES = {
+    "prompt_id": pa.string(), "prompt": pa.string(), "sample": pa.string(),
+    "ids": pa.list_(pa.int32()), "tokens": pa.int32(), "ended": pa.bool_(), "score": pa.float64(),
+    "reference": pa.string(), "reference_score": pa.float64(),
+}  # fmt: skip
 
 
 def write_json(path: Path, body: Any) -> Path:
@@ -120,8 +126,8 @@ def make_measurements() -> list[Measurement]:
 def make_study(path: Path, *, too_small: str | None = None, verdicts: bool = True) -> Path:
     """A study directory; too_small: a study on real text that may judge nothing."""
     stages = {}
-    for name in (*POLICIES, *REWARD_MODELS):
-        for seed in (None,) if name == "sft" else SEEDS:
+    for name in (*TRAINED, *ONLINE_PAIRS, *(f"eval_{name}" for name in (*WIN, *LOSS))):
+        for seed in (None,) if name in ("sft", "eval_sft") else SEEDS:
             key = name if seed is None else f"{name}[{seed}]"
             stages[key] = make_stage(path, name, seed).relative_to(path).as_posix()
     kind = "text" if too_small else "task"
@@ -156,15 +162,21 @@ def make_study(path: Path, *, too_small: str | None = None, verdicts: bool = Tru
 
 
 def make_stage(path: Path, name: str, seed: int | None) -> Path:
-    """One stage directory with its record, and samples where it is a policy."""
-    digest = "".join(f"{ord(c):02x}" for c in name)[:10].ljust(10, "0") + f"{seed or 0:02d}"
-    folder = path / "stages" / (f"{name}-{digest}" if seed is None else f"{name}-{seed}-{digest}")
+    """One stage directory: a training, samples for online pairs, or an evaluation."""
+    digest = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()
+    place = name if seed is None else f"{name}-{seed}"
+    folder = path / "stages" / f"{place}-{digest[:12]}"
     nudge = 0.01 * ((seed or 0) - 1)
-    metrics: dict[str, float | None] = {"parameters": 123456.0, "missing": None}
-    if name in WIN:
-        metrics["win_rate"] = WIN[name] + nudge
-    else:
-        metrics |= {"val_loss": LOSS[name] + nudge, "val_accuracy": 1.2 - LOSS[name] + nudge}
+    trained = name in TRAINED
+    method = name.removeprefix("eval_")
+    metrics: dict[str, float | None] = {"missing": None}
+    if trained:
+        metrics["parameters"] = 123456
+    elif method in WIN:
+        metrics["win_rate"] = WIN[method] + nudge
+    elif method in LOSS:
+        loss = LOSS[method] + nudge
+        metrics |= {"val_loss": loss, "val_accuracy": 1.2 - loss + 2 * nudge}
     history = [
         {"step": step, "loss": 0.7 * math.exp(-step / 60) + 0.2 + nudge, "learning_rate": 1e-3}
         for step in range(0, 120, 6)
@@ -175,21 +187,28 @@ def make_stage(path: Path, name: str, seed: int | None) -> Path:
             "schema": 1, "stage": name, "seed": seed, "hash": digest, "config": {}, "inputs": {},
             "versions": {"python": "3.11", "torch": "2.13.0"}, "device": "cpu", "metrics": metrics,
             "history": history if name in CURVES else [], "wall_seconds": 21.5,
-            "weights_sha256": None if name == "dpo_rm" else "cd" * 32,
+            "weights_sha256": "cd" * 32 if trained else None,
         },
     )  # fmt: skip
-    if name in WIN:
-        texts = (HOSTILE, "0 1 1 0", "a long summary " * 12)
-        rows = [
-            {
-                "prompt_id": f"p{i}", "prompt": f"POST {i}: " + ("words " * 60) + HOSTILE,
-                "sample": text, "tokens": 7 + i, "ended": i != 1, "score": 0.5 * i,
-                "reference": "ref <b>",
-            }
-            for i, text in enumerate(texts)
-        ]  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    if name in ONLINE_PAIRS:
+        write_samples(folder, ("only for pairs",), tokens=50)
+    if name.startswith("eval_") and method in WIN:
+        write_samples(folder, (HOSTILE, "0 1 1 0", "a long summary " * 12), tokens=7)
     return folder
+
+
+def write_samples(folder: Path, texts: tuple[str, ...], *, tokens: int) -> None:
+    """A samples.parquet with one row a text; the second one did not end."""
+    rows = [
+        {
+            "prompt_id": f"p{i}", "prompt": f"POST {i}: " + ("words " * 60) + HOSTILE,
+            "sample": text, "ids": [1, 2], "tokens": tokens + i, "ended": i != 1,
+            "score": 0.5 * i, "reference": "ref <b>", "reference_score": None,
+        }
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    schema = pa.schema([*SAMPLE_TYPES.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "samples.parquet")
 
 
 def make_demo(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from paper_figures.curves import curves_picture, series
+from paper_figures.evidence import length_rows, sample_cards
 from paper_figures.fig3 import fig3
 from paper_figures.fig9 import fig9
 from paper_figures.levels import POLICIES, REWARD_MODELS, evaluation_stages, levels, stages_of
@@ -26,12 +27,28 @@ def test_levels_come_from_the_stage_records(demo: Path) -> None:
     assert levels(study, "no_such_metric", POLICIES) == ()
 
 
-def test_a_method_never_takes_the_stages_of_a_longer_name(demo: Path) -> None:
+def test_a_method_takes_its_own_training_and_evaluation_alone(demo: Path) -> None:
     study = load_folder(demo).study
     assert study is not None
-    assert {stage.stage for stage in stages_of(study, "dpo")} == {"dpo"}
-    assert {stage.stage for stage in stages_of(study, "sft")} == {"sft"}
-    assert len(evaluation_stages(study, "dpo")) == 3
+    assert {stage.stage for stage in stages_of(study, "dpo")} == {"dpo", "eval_dpo"}
+    assert {stage.stage for stage in stages_of(study, "sft")} == {"sft", "eval_sft"}
+    assert {stage.stage for stage in stages_of(study, "dpo_rm")} == {"eval_dpo_rm"}
+    assert [stage.name for stage in evaluation_stages(study, "dpo")] == [
+        f"eval_dpo[{seed}]" for seed in range(3)
+    ]
+
+
+def test_lengths_and_samples_come_from_the_evaluation(demo: Path) -> None:
+    study = load_folder(demo).study
+    assert study is not None
+    rows = length_rows(study)
+    assert len(rows) == 1 + 4 * 3
+    assert {(row.samples, row.tokens, row.ended) for row in rows} == {("3", "8.0", "66.7 %")}
+    cards = sample_cards(study)
+    assert len(cards) == 3
+    assert [policy for policy, _, _ in cards[0].outputs][-1] == "Online DPO (DPO)"
+    assert all(text != "only for pairs" for card in cards for _, text, _ in card.outputs)
+    assert cards[1].outputs[0][2] == "8 tokens, cut at the limit; score 0.500"
 
 
 def test_figures_3_and_9(demo: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_demo_folder_is_read_whole(demo: Path) -> None:
     assert folder.predictions is not None
     assert len(folder.predictions) == 7
     assert folder.study is not None
-    assert len(folder.study.stages) == 1 + 4 * 3 + 3 * 3
+    assert len(folder.study.stages) == 2 + 3 * (6 + 2 + 4 + 3)
     assert folder.verdicts is not None
     assert folder.verdicts[2].outcome == "contradicted"
     assert folder.study.commands[0].startswith("python -m llm study")
@@ -41,10 +41,7 @@ def test_a_study_folder_alone_is_read(real_study: Path) -> None:
     assert folder.sweep is None
     assert folder.study is not None
     assert folder.study.scale_note is not None
-    assert {v.outcome for v in folder.verdicts or ()} == {
-        "model too small to judge",
-        "not measured",
-    }
+    assert {v.outcome for v in folder.verdicts or ()} == {"model too small to judge"}
 
 
 def test_null_stays_none_and_never_becomes_zero(demo: Path) -> None:
@@ -99,7 +96,7 @@ def test_a_listed_stage_that_is_absent_is_named(demo: Path, edit_json: Edit) -> 
 
 
 def test_a_metric_that_is_text_is_named(demo: Path, edit_json: Edit) -> None:
-    record = next((demo / "study" / "stages").glob("dpo-0-*")) / "record.json"
+    record = next((demo / "study" / "stages").glob("eval_dpo-0-*")) / "record.json"
     edit_json(record, lambda body: body["metrics"].update(win_rate="high"))
     with pytest.raises(InputError, match=r"record\.json: metrics: key 'win_rate'"):
         load_study(demo / "study")

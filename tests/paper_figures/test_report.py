@@ -81,7 +81,7 @@ def test_without_verdicts_every_prediction_stands_as_not_measured(demo: Path) ->
 
 def test_a_model_too_small_is_said_once_and_in_every_row(real_study: Path) -> None:
     page = render(load_folder(real_study))
-    assert page.count('data-outcome="model too small to judge"') == 6
+    assert page.count('data-outcome="model too small to judge"') == 7
     assert 'id="scale-note"' in page
     assert "123,456 parameters trained on 1,500 posts" in page
 

@@ -53,9 +53,9 @@ def test_the_best_ridge_is_chosen_by_the_mean_and_the_gap_is_paired() -> None:
     best = {p.arm: p for p in found}
     assert best["two_stage"].ridge == 0.1
     assert best["offline_all"].kl.tolist() == [1.5, 3.0]  # by seed, whatever the order of the rows
-    ((_, n),) = gaps(found)
+    ((_, n, arm),) = gaps(found)
     gap = next(iter(gaps(found).values()))
-    assert n == 64
+    assert (n, arm) == (64, "offline_all")
     assert gap.value == pytest.approx(0.75)
     half = stats.t.ppf(0.975, 1) * np.std([0.5, 1.0], ddof=1) / np.sqrt(2)
     assert gap.half == pytest.approx(half)
@@ -75,6 +75,21 @@ def test_panels_of_the_whole_sweep(demo: Path) -> None:
     rows = sweep_rows(sweep)
     assert len(rows) == 6 * 3
     assert rows[0]["setting"] == "degree k = 2, H = 4"
+
+
+def test_blocks_and_class_degrees_keep_rows_apart() -> None:
+    rows = [(64, "two_stage", 0.1, 0, 1.0), (64, "offline_all", 0.1, 0, 2.0)]
+    one, two = record(rows), record(rows)
+    columns = {key: np.concatenate([one.columns[key], two.columns[key]]) for key in one.columns} | {
+        "block": np.array(["a", "a", "b", "b"], dtype=object),
+        "class_degree": np.array([2, 2, 8, 8]),
+    }
+    found = points(SweepRecord({}, columns, 2))
+    assert len(found) == 4
+    assert len(gaps(found)) == 2
+    assert ["class of degree = 8" in setting_words(p.setting) for p in found] == [False] * 2 + [
+        True
+    ] * 2
 
 
 def test_setting_words() -> None:
