@@ -13,8 +13,9 @@ Where the slack comes from (u = 2**-53, the unit roundoff; depth H, V tokens, M 
    curvature). Rounding leaves a gradient of about 8 n u for n comparisons; the instances of the
    claims have n <= 100 and curvatures >= 1e-2 on the identified directions: below 1e-11.
 
-With H <= 4, V <= 3 and M <= 500 the sum of all is below 1e-11; `rounding_bound` computes (2) for a
-given instance. SLACK is one order above and is fixed here, before any check is run.
+With H <= 4, V <= 3 and M <= 500 bound (2) is below 1.1e-11 (`rounding_bound` computes it for a
+given instance), and the sum of all is below 2.2e-11. SLACK is above that and is fixed here, before
+any check is run.
 """
 
 from __future__ import annotations

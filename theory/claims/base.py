@@ -66,7 +66,6 @@ class ClaimResult:
             "trials": self.trials,
             "nonvacuous": self.nonvacuous,
             "worst_residual": _finite(self.worst.residual),
-            "worst_part": self.worst.part,
             "twins": [
                 {
                     "assumption": twin.assumption,

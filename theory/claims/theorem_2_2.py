@@ -174,4 +174,4 @@ def twins() -> tuple[Twin, ...]:
     )
 
 
-CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=16)

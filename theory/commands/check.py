@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,26 +93,32 @@ def _progress() -> Progress:
 
 
 def _table(results: list[ClaimResult]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="The paper's claims (nats)")
-    for name in ("claim", "holds"):
-        table.add_column(name, no_wrap=True)
-    for name in ("lhs", "rhs", "worst residual", "slack", "trials", "not vacuous", "twins miss by"):
-        table.add_column(name, justify="right")
+    title = "The paper's claims (sides and residuals in nats)"
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.add_column("claim", no_wrap=True)
+    table.add_column("holds", no_wrap=True)
+    for name in ("lhs", "rhs", "residual", "slack", "trials", "said", "twins"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         worst = result.worst
         table.add_row(
             result.claim.name,
             "yes" if result.holds else "NO",
-            f"{worst.lhs:.6g}",
-            f"{worst.rhs:.6g}",
+            f"{worst.lhs:.4g}",
+            f"{worst.rhs:.4g}",
             f"{worst.residual:.1e}",
             f"{worst.slack:.0e}",
             str(result.trials),
             str(result.nonvacuous),
-            "\n".join(f"{t.violation:.3g}{'' if t.fails else ' !'}" for t in result.twins),
+            "\n".join(f"{t.violation:.3f}{'' if t.fails else '!'}" for t in result.twins),
         )
+    table.caption = (
+        "lhs, rhs: the two sides of the worst trial. said: trials that were not vacuous. "
+        "twins: by how much each broken twin misses."
+    )
     return table
 
 
@@ -137,4 +142,4 @@ def write_atomically(path: Path, body: object) -> None:
     """Write JSON whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(jsonlib.dumps(body, indent=1, sort_keys=False, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
