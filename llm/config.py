@@ -89,6 +89,7 @@ class OnlineConfig:
 
     samples: int = 25  # K, for each preference row
     temperature: float = 0.1  # of sampling, and 1/scale of the logits in the loss (Table 3)
+    pool: Literal["row", "prompt"] = "row"  # K draws a preference row, or shared by a prompt's rows
     batch_prompts: int = 32
 
     def __post_init__(self) -> None:
@@ -160,7 +161,9 @@ def _tiny(kind: DataKind) -> StudyConfig:
         data = DataConfig(n_sft=1500, n_pairs=6000, n_validation_pairs=400, n_test=200)
         parts = _tables(sft_batch=16, rm_batch=16, dpo_batch=32)
     parts["sft"] = replace(parts["sft"], fixed_rate=3e-3)
-    return StudyConfig("tiny", model, data, **parts, online=OnlineConfig(samples=8))
+    pool: Literal["row", "prompt"] = "row" if kind == "task" else "prompt"
+    online = OnlineConfig(samples=8, pool=pool, batch_prompts=8 if kind == "text" else 128)
+    return StudyConfig("tiny", model, data, **parts, online=online)
 
 
 def _small(kind: DataKind) -> StudyConfig:

@@ -107,13 +107,16 @@ class Store:
         work.replace(self.path(key))
 
 
-def open_study(root: Path, identity: dict[str, Any]) -> None:
-    """Claim a folder for one configuration, or check that it is the same one.
+IDENTITY = "identity.json"
 
-    Figures and seeds may be added later; anything else that differs is another study.
-    Raises InputError naming the first keys that differ.
+
+def check_folder(root: Path, identity: dict[str, Any]) -> None:
+    """Raise InputError unless the folder is new, empty, or holds a study of this configuration.
+
+    Figures and seeds may be added later; anything else that differs is another study, and the
+    message names the first keys that do.
     """
-    path = root / "identity.json"
+    path = root / IDENTITY
     if path.exists():
         before = read_json(path)
         differing = _differences(before, json.loads(json.dumps(identity)))
@@ -125,7 +128,6 @@ def open_study(root: Path, identity: dict[str, Any]) -> None:
         return
     if root.exists() and any(root.iterdir()):
         raise InputError(f"{root} is not empty and holds no study: choose another --out")
-    write_json(path, identity)
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
@@ -137,3 +139,23 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
             found += _differences(old.get(key), new.get(key), inner)
         return found
     return [] if old == new else [f"{place}: {old!r} there, {new!r} now"]
+
+
+def states(root: Path) -> dict[str, tuple[str, float | None]]:
+    """{stage directory: (state, wall seconds)} of a study folder. Raises InputError if it is none.
+
+    done, begun (being made, or killed), or failed with the last line of its error.
+    """
+    if not (root / IDENTITY).is_file():
+        raise InputError(f"{root}: holds no study (no {IDENTITY})")
+    found: dict[str, tuple[str, float | None]] = {}
+    for folder in sorted((root / "stages").glob("*"), key=lambda path: path.name.strip(".")):
+        name = folder.name.removeprefix(".").removesuffix(".partial")
+        error = folder / "error.txt"
+        if (folder / RECORD).is_file() and not folder.name.startswith("."):
+            found[name] = ("done", read_json(folder / RECORD)["wall_seconds"])
+        elif error.is_file():
+            found[name] = ("failed: " + error.read_text().strip().splitlines()[-1], None)
+        else:
+            found[name] = ("begun", None)
+    return found

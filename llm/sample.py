@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from llm.models import backbone
 
+ROWS = 8  # rows drawn at a time: their weights stay in the processor's cache
 BLOCK = 256  # vocabulary entries a block of the two-level inverse distribution function
 
 
@@ -124,12 +125,12 @@ class _InverseSampling(LogitsProcessor):
         self.uniforms, self.temperature, self.step = uniforms, temperature, 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores (R, vocabulary) logits -> 0 at the drawn token, -inf elsewhere."""
+        """scores (R, vocabulary) logits, changed in place: +inf at the drawn token."""
         u = self.uniforms[:, self.step].to(scores.device)
         self.step += 1
-        tokens = draw_tokens(scores.float(), u, self.temperature)
-        forced = torch.full_like(scores, -torch.inf)
-        return forced.scatter_(1, tokens[:, None], 0.0)
+        parts = zip(scores.split(ROWS), u.split(ROWS), strict=True)
+        tokens = torch.cat([draw_tokens(part, v, self.temperature) for part, v in parts])
+        return scores.scatter_(1, tokens[:, None], torch.inf)
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
@@ -137,15 +138,16 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
 
     logits: (R, vocabulary) fp32, any finite values or -inf; uniforms: (R,) float64 in [0, 1).
     """
-    weights = (logits - logits.amax(dim=1, keepdim=True)).div_(temperature).exp_()
-    short = -weights.shape[1] % BLOCK
-    blocks = torch.nn.functional.pad(weights, (0, short)).view(len(weights), -1, BLOCK)
+    rows, vocabulary = logits.shape
+    weights = logits.new_zeros((rows, vocabulary + -vocabulary % BLOCK))
+    inside = weights[:, :vocabulary]
+    torch.sub(logits, logits.amax(dim=1, keepdim=True), out=inside).div_(temperature).exp_()
+    blocks = weights.view(rows, -1, BLOCK)
     outer = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     target = uniforms * outer[:, -1]
     block = torch.searchsorted(outer, target[:, None], right=True).clamp(max=outer.shape[1] - 1)
     before = torch.where(block > 0, outer.gather(1, (block - 1).clamp(min=0)), 0.0)
-    rows = torch.arange(len(weights), device=weights.device)
-    chosen = blocks[rows, block[:, 0]].double()
+    chosen = blocks[torch.arange(rows, device=logits.device), block[:, 0]].double()
     inner = chosen.cumsum(-1)
     place = torch.searchsorted(inner, target[:, None] - before, right=True)
     last = BLOCK - 1 - (chosen > 0).flip(-1).float().argmax(dim=-1)  # the block's last possible one

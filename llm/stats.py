@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,10 +86,13 @@ def seeds_to_decide(
     distance = mean if margin is None else abs(margin - mean)
     if distance == 0:
         return None
-    for n in range(2, MAX_SEEDS + 1):
-        if float(stats.t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n) < distance:
-            return n
-    return None
+
+    def decides(n: int) -> bool:
+        return float(stats.t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n) < distance
+
+    if not decides(MAX_SEEDS):
+        return None
+    return bisect.bisect_left(range(2, MAX_SEEDS), True, key=decides) + 2  # widths fall with n
 
 
 def _finite(values: Sequence[float], what: str) -> np.ndarray:

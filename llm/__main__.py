@@ -1,0 +1,35 @@
+"""`python -m llm`: study | train | compare | status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from llm.commands.compare import Compare
+from llm.commands.status import Status
+from llm.commands.study import Study
+from llm.commands.train import Train
+from llm.errors import InputError
+
+Command = (
+    Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
+    command = tyro.cli(Command, prog="python -m llm", args=arguments)  # pyright: ignore
+    try:
+        return command.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

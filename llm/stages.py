@@ -1,0 +1,286 @@
+"""What each kind of stage does: reads its inputs' folders, writes its own, returns its numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm import evaluate, online, tables
+from llm.config import ModelConfig, TrainConfig
+from llm.data.config import DataConfig
+from llm.data.example import Example
+from llm.data.source import kind_of_source, load, open_tokenizer
+from llm.forward import completion_logps
+from llm.graph import Stage
+from llm.models import (
+    RewardModel,
+    load_policy,
+    load_reward_model,
+    new_policy,
+    save_policy,
+    save_reward_model,
+    weights_digest,
+)
+from llm.records import write_json
+from llm.train import (
+    Objective,
+    PolicyObjective,
+    RewardObjective,
+    Row,
+    SupervisedObjective,
+    score,
+    train,
+)
+
+PARTS = ("sft", "pairs", "validation_pairs", "test")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage being run: where its inputs stand, where its own files go."""
+
+    stage: Stage
+    inputs: Mapping[str, Path]  # role -> folder of the finished stage
+    folder: Path
+    source: str  # of the data, for the data stage
+    tokenizer: str | None
+    report: Callable[[float], None] = lambda fraction: None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the graph fixed for this stage."""
+        return self.stage.settings
+
+    def examples(self, part: str) -> list[Example]:
+        """Tokenised examples of the data stage."""
+        return _examples(self.inputs["data"] / f"{part}.parquet")
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """{"size", "eos", "pad"} of the data stage's tokenizer."""
+        return json.loads((self.inputs["data"] / "vocabulary.json").read_text())
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """The stage's own training settings."""
+        return TrainConfig(**self.settings["train"])
+
+    @property
+    def seed(self) -> int:
+        """The stage's seed (SFT's stands in its settings: all seeds share it)."""
+        return int(self.settings["seed"] if self.stage.seed is None else self.stage.seed)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What goes into the record beside the files."""
+
+    metrics: Mapping[str, float | int | None]
+    history: list[dict[str, float]] = field(default_factory=list)
+    weights_sha256: str | None = None
+
+
+@lru_cache(maxsize=8)
+def _examples(path: Path) -> list[Example]:
+    return tables.read_examples(path)
+
+
+def device() -> str:
+    """Where models run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def make_data(work: Work) -> Result:
+    """Read, split and tokenise the source once for all stages."""
+    tokenizer = open_tokenizer(work.source, work.tokenizer)
+    limits = DataConfig(**work.settings["limits"])
+    seed = int(work.settings["data"]["split_seed"])
+    dataset = load(work.source, tokenizer=tokenizer, limits=limits, seed=seed)
+    for part in PARTS:
+        tables.write_examples(work.folder / f"{part}.parquet", getattr(dataset, part))
+    write_json(work.folder / "data_card.json", dataset.card)
+    tokenizer.save_pretrained(work.folder / "tokenizer")
+    special = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    write_json(work.folder / "vocabulary.json", {"size": len(tokenizer), **special})
+    if kind_of_source(work.source) == "task":
+        shutil.copyfile(work.source, work.folder / "task.json")
+    return Result({name: len(getattr(dataset, name)) for name in PARTS})
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dict[str, Any]]:
+    """Run the loop on the stage's rows; the history and the metrics that every stage has."""
+    config = work.train_config
+    width = int(objective.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    history = train(
+        objective.to(device()),
+        rows,
+        config,
+        width=width,
+        pad=work.vocabulary["pad"],
+        seed=work.seed,
+        folder=work.folder / "checkpoints",
+        report=work.report,
+    )
+    metrics = {
+        "examples": len(rows),
+        "steps": int(history[-1]["step"]),
+        "epochs": config.epochs,
+        "learning_rate": config.learning_rate(width=width, examples=len(rows)),
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
+        "parameters": sum(p.numel() for p in objective.model.parameters()),
+    }
+    return history, metrics
+
+
+def _finish_policy(work: Work, objective: Objective, rows: list[Row]) -> Result:
+    history, metrics = _train(work, objective, rows)
+    save_policy(objective.model, work.folder)  # type: ignore[arg-type]
+    return Result(metrics, history, weights_digest(objective.model))
+
+
+def _pair_rows(work: Work, reference: list[tuple[float, ...]] | None = None) -> list[Row]:
+    anchors = reference or [None] * len(work.examples("pairs"))
+    return [
+        Row(example.prompt_ids, example.completion_ids, anchor)
+        for example, anchor in zip(work.examples("pairs"), anchors, strict=True)
+    ]
+
+
+def make_sft(work: Work) -> Result:
+    """Supervised fine-tuning on reference completions."""
+    config = ModelConfig(**work.settings["model"])
+    words = work.vocabulary
+    model = new_policy(
+        config, vocabulary=words["size"], eos=words["eos"], pad=words["pad"], seed=work.seed
+    )
+    rows = [Row(e.prompt_ids, e.completion_ids) for e in work.examples("sft")]
+    return _finish_policy(work, SupervisedObjective(model), rows)
+
+
+def make_reference(work: Work) -> Result:
+    """The SFT policy's log-probs of all pairs, once for every stage that needs them."""
+    model = load_policy(work.inputs["policy"]).to(device()).eval()
+    for part in ("pairs", "validation_pairs"):
+        rows = [(e.prompt_ids, e.completion_ids) for e in work.examples(part)]
+        values = score(
+            partial(completion_logps, model),
+            rows,
+            pad=work.vocabulary["pad"],
+            batch_size=work.settings["batch"],
+            device=device(),
+            report=work.report,
+        )
+        columns = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in values]
+        tables.write_rows(work.folder / f"{part}.parquet", columns)
+    return Result({})
+
+
+def read_reference(folder: Path, part: str) -> list[tuple[float, ...]]:
+    """[(log-prob of chosen, of rejected)] of a reference stage."""
+    rows = tables.read_rows(folder / f"{part}.parquet")
+    return [(row["chosen"], row["rejected"]) for row in rows]
+
+
+def make_global_rm(work: Work) -> Result:
+    """A linear head on the SFT model's trunk, all weights trained (Table 2)."""
+    policy = load_policy(work.inputs["policy"])
+    objective = RewardObjective(RewardModel(policy, seed=work.seed))
+    history, metrics = _train(work, objective, _pair_rows(work))
+    save_reward_model(objective.model, work.folder)  # type: ignore[arg-type]
+    return Result(metrics, history, weights_digest(objective.model))
+
+
+def make_local_rm(work: Work) -> Result:
+    """DPO without a reference, beta = 1/H (Table 4)."""
+    model = load_policy(work.inputs["policy"])
+    objective = PolicyObjective(model, beta=work.settings["beta"], with_reference=False)
+    return _finish_policy(work, objective, _pair_rows(work))
+
+
+def make_dpo(work: Work) -> Result:
+    """Offline DPO from SFT, reference SFT (Table 3)."""
+    model = load_policy(work.inputs["policy"])
+    reference = read_reference(work.inputs["reference"], "pairs")
+    objective = PolicyObjective(model, beta=work.settings["beta"])
+    return _finish_policy(work, objective, _pair_rows(work, reference))
+
+
+def make_online_pairs(work: Work) -> Result:
+    """Best and worst of K samples of the policy by the global reward model (App. C.1.1)."""
+    policy = load_policy(work.inputs["policy"]).to(device()).eval()
+    rewards = load_reward_model(work.inputs["global_rm"]).to(device()).eval()
+    return Result(online.make_pairs(work, policy, rewards))
+
+
+def make_online_dpo(work: Work) -> Result:
+    """DPO on the policy's own pairs, reference = what generated them, logits over temperature.
+
+    Where every prompt's samples were all the same there is no pair: the policy stays as it was.
+    """
+    model = load_policy(work.inputs["policy"])
+    rows = online.read_pairs(work.inputs["pairs"])
+    if not rows:
+        save_policy(model, work.folder)
+        return Result({"examples": 0, "steps": 0}, [], weights_digest(model))
+    objective = PolicyObjective(
+        model, beta=work.settings["beta"], temperature=work.settings["temperature"]
+    )
+    return _finish_policy(work, objective, rows)
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+def make_eval_policy(work: Work) -> Result:
+    """A policy's samples and scores; on a task also its exact completion distribution."""
+    model = load_policy(work.inputs["policy"]).to(device()).eval()
+    return Result(evaluate.policy(work, model))
+
+
+def make_eval_global_rm(work: Work) -> Result:
+    """Validation loss and accuracy of the global reward model."""
+    model = load_reward_model(work.inputs["policy"]).to(device()).eval()
+    return Result(evaluate.global_rm(work, model))
+
+
+def make_eval_local_rm(work: Work) -> Result:
+    """Validation loss and accuracy of beta log pi."""
+    model = load_policy(work.inputs["policy"]).to(device()).eval()
+    return Result(evaluate.local_rm(work, model, reference=None))
+
+
+def make_eval_dpo_rm(work: Work) -> Result:
+    """Validation loss and accuracy of DPO's implicit reward beta (log pi - log pi_ref)."""
+    model = load_policy(work.inputs["policy"]).to(device()).eval()
+    reference = read_reference(work.inputs["reference"], "validation_pairs")
+    return Result(evaluate.local_rm(work, model, reference=reference))
+
+
+KINDS: dict[str, Callable[[Work], Result]] = {
+    "data": make_data,
+    "sft": make_sft,
+    "reference": make_reference,
+    "global_rm": make_global_rm,
+    "local_rm": make_local_rm,
+    "dpo": make_dpo,
+    "online_pairs": make_online_pairs,
+    "online_dpo": make_online_dpo,
+    "eval_policy": make_eval_policy,
+    "eval_global_rm": make_eval_global_rm,
+    "eval_local_rm": make_eval_local_rm,
+    "eval_dpo_rm": make_eval_dpo_rm,
+}
