@@ -23,9 +23,8 @@ Roles = dict[str, str]  # post key -> "train", "validation" or "test"
 class Split:
     """The rows of each part, in seeded order; no post stands in two of train, validation, test.
 
-    kind: how test and validation posts were chosen. leaked: official training rows left out
-    because another row holds their post out. repeated: further references of one post, left out.
-    too_long: training posts left out of sft because their reference is unfit.
+    kind: how test and validation posts were chosen. left_out: reason -> rows that no part can use
+    (rows beyond the numbers asked for are not among them).
     """
 
     sft: tuple[Post, ...]
@@ -33,9 +32,7 @@ class Split:
     validation_pairs: tuple[Pair, ...]
     test: tuple[Post, ...]
     kind: str
-    leaked: int
-    repeated: int
-    too_long: int
+    left_out: dict[str, int]
 
 
 def split_by_post(
@@ -70,14 +67,20 @@ def split_by_post(
 
     train = posts_of("train")
     return Split(
+        test=_take(posts_of("test"), "n_test", limits, [seed, 5]),
+        validation_pairs=_take(pairs_of("validation"), "n_validation_pairs", limits, [seed, 4]),
         sft=_take([p for p in train if p.reference not in unfit], "n_sft", limits, [seed, 2]),
         pairs=_take(pairs_of("train"), "n_pairs", limits, [seed, 3]),
-        validation_pairs=_take(pairs_of("validation"), "n_validation_pairs", limits, [seed, 4]),
-        test=_take(posts_of("test"), "n_test", limits, [seed, 5]),
         kind=", ".join(kind),
-        leaked=sum(row.split == "train" and roles[row.key] != "train" for row in rows),
-        repeated=len(corpus.posts) - len(posts),
-        too_long=sum(p.reference in unfit for p in train),
+        left_out={
+            "official training rows of held-out posts": sum(
+                row.split == "train" and roles[row.key] != "train" for row in rows
+            ),
+            "comparisons of test posts": len(pairs_of("test")),
+            "references of validation posts": len(posts_of("validation")),
+            "further references of a post": len(corpus.posts) - len(posts),
+            "references too long for SFT": sum(p.reference in unfit for p in train),
+        },
     )
 
 

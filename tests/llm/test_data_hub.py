@@ -1,0 +1,116 @@
+"""Hub data sets, made on the spot as parquet and JSON lines and loaded through `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm.data import hub
+from llm.data.config import DataConfig
+from llm.data.source import fingerprint, kind_of_source, load
+from llm.errors import InputError
+from tests.llm.conftest import make_rows, write_lines
+
+SFT, PFT = "vwxyzjn/summarize_from_feedback_tldr_3_filtered", "openai/summarize_from_feedback"
+POSTS, PREFERENCES, COMPARISONS = make_rows(30)
+LIMITS = DataConfig(n_test=4)
+
+
+def prompt_of(row: dict[str, Any]) -> str:
+    head = f"SUBREDDIT: r/{row['subreddit']}\n\nTITLE: {row['title']}"
+    return f"{head}\n\nPOST: {row['post']}\n\nTL;DR:"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Local folders that stand for hub names; `datasets` caches below tmp_path."""
+    import datasets
+
+    made: dict[str, Path] = {}
+    monkeypatch.setattr(hub, "location", lambda name: str(made[name]))
+    monkeypatch.setattr(hub, "CONFIGS", {})  # a folder has no named configuration
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+    def parquet(name: str, **splits: list[dict[str, Any]]) -> None:
+        made[name] = tmp_path / name.replace("/", "--")
+        made[name].mkdir()
+        for split, rows in splits.items():
+            pq.write_table(pa.Table.from_pylist(rows), made[name] / f"{split}.parquet")
+
+    parquet(SFT, train=POSTS[:20], validation=POSTS[20:24], test=POSTS[24:])
+    comparisons = [{k: v for k, v in row.items() if k != "split"} for row in COMPARISONS]
+    parquet(PFT, train=comparisons[30:75], validation=comparisons[:15])  # posts 10-24 and 0-4
+    made["trl-lib/tldr"] = tmp_path / "trl"
+    rows = [{"prompt": prompt_of(row), "completion": " " + row["summary"]} for row in POSTS]
+    write_lines(made["trl-lib/tldr"] / "train.jsonl", rows[:20])
+    write_lines(made["trl-lib/tldr"] / "test.jsonl", rows[25:])
+    pairs = [
+        {"prompt": prompt_of(r), "chosen": " " + r["chosen"], "rejected": " " + r["rejected"]}
+        for r in PREFERENCES
+    ]
+    parquet("trl-lib/tldr-preference", train=pairs[:60], validation=pairs[60:75])
+    parquet("owner/strange", train=[{"text": "x"}])
+    parquet("owner/bad", train=[*pairs[:2], {**pairs[2], "prompt": "Summarise!"}])
+    return made
+
+
+def test_two_names_keep_their_official_splits(folders: dict, small_tokenizer: Any) -> None:
+    source = f"{SFT},{PFT}"
+    assert kind_of_source(source) == "hub"
+    assert fingerprint(source) != fingerprint(SFT)
+    data = load(source, tokenizer=small_tokenizer, limits=LIMITS, seed=0)
+    numbers = [{int(e.post_id.split("|")[0][5:]) for e in part} for part in (data.sft, data.pairs)]
+    assert numbers[0] == set(range(5, 20))  # posts 0-4 are held out by their comparisons
+    assert numbers[1] == set(range(10, 20))  # 20-23 are validation posts, 24 is a test post
+    assert len(data.test) == 4
+    assert data.card["split"]["kind"] == "official"
+    assert data.card["split"]["left_out"]["official training rows of held-out posts"] == 5 + 15
+    assert data.card["overlap"] == {f"{PFT} & {SFT}": 20}
+    assert [s["records"] for s in data.card["sources"]] == [20, 4, 6, 45, 15]
+    assert data.card["sources"][0]["split"] == "train"
+
+
+def test_prompt_columns_give_the_same_examples(folders: dict, small_tokenizer: Any) -> None:
+    data = load(
+        "trl-lib/tldr, trl-lib/tldr-preference",
+        tokenizer=small_tokenizer,
+        limits=LIMITS,
+        seed=0,
+    )
+    prompts = {prompt_of(row) for row in POSTS}
+    assert {e.prompt for e in (*data.sft, *data.pairs, *data.test)} <= prompts
+    assert all(not text.startswith(" ") for e in data.pairs for text in e.completions)
+    assert len(data.sft) == 20
+    assert len(data.pairs) == 60
+    overlap = data.card["overlap"]
+    assert overlap == {"trl-lib/tldr & trl-lib/tldr-preference": 20}
+
+
+def test_bad_hub_data_is_named(folders: dict, small_tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="no known format has the columns text"):
+        load("owner/strange", tokenizer=small_tokenizer, limits=LIMITS, seed=0)
+    with pytest.raises(InputError, match="owner/bad, split train, row 2: prompt is not"):
+        load("owner/bad", tokenizer=small_tokenizer, limits=LIMITS, seed=0)
+
+
+def test_an_unreachable_hub_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(InputError, match=r"'nobody/nothing' is neither a path here nor loadable"):
+        hub.read_hub(("nobody/nothing",))
+
+
+@pytest.mark.parametrize("source", ["a/b/c", "../x/y", "plain", "a/b,", "a b/c", "x/y,plain"])
+def test_what_is_no_hub_name(source: str) -> None:
+    assert hub.hub_names(source) is None
+    with pytest.raises(InputError, match="no such path"):
+        kind_of_source(source)

@@ -1,0 +1,120 @@
+"""Intervals: against closed forms, their coverage, their symmetries, and what is no interval."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.stats import paired_bootstrap, seeds_to_decide, t_interval
+
+VALUES = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=8)
+
+
+def test_t_interval_of_known_numbers() -> None:
+    found = t_interval([1.0, 2.0, 3.0])
+    assert found is not None
+    half = 4.302652729911275 / math.sqrt(3)  # t table, 2 degrees of freedom, 97.5%
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half))
+    assert found.kind == "95% t interval over 3 seeds"
+
+
+def test_fewer_than_two_seeds_or_prompts_give_none() -> None:
+    assert t_interval([]) is None
+    assert t_interval([0.3]) is None
+    assert paired_bootstrap([0.3], [0.1], seed=0) is None
+    assert seeds_to_decide([0.3]) is None
+
+
+def test_t_interval_covers_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    n = 2000
+    covered = 0
+    for _ in range(n):
+        found = t_interval(rng.normal(1.0, 2.0, 3).tolist(), level=0.9)
+        assert found is not None
+        covered += found.low < 1.0 < found.high
+    assert abs(covered / n - 0.9) < 4.5 * math.sqrt(0.9 * 0.1 / n)
+
+
+@settings(deadline=None)
+@given(values=VALUES, shift=st.floats(-3, 3), scale=st.floats(0.1, 4))
+def test_t_interval_follows_shift_and_scale(values: list, shift: float, scale: float) -> None:
+    one, two = t_interval(values), t_interval([scale * v + shift for v in values])
+    assert one is not None
+    assert two is not None
+    expected = (scale * one.low + shift, scale * one.high + shift)
+    assert (two.low, two.high) == pytest.approx(expected, abs=1e-9)
+
+
+def test_paired_bootstrap_is_seeded_paired_and_near_the_normal_one() -> None:
+    rng = np.random.default_rng(1)
+    common = rng.normal(0, 10, 600)
+    a, b = common + rng.normal(0.5, 1, 600), common
+    found = paired_bootstrap(a.tolist(), b.tolist(), seed=3)
+    assert found is not None
+    assert found == paired_bootstrap(a.tolist(), b.tolist(), seed=3)
+    assert found != paired_bootstrap(a.tolist(), b.tolist(), seed=4)
+    d = a - b
+    half = 1.96 * d.std(ddof=1) / math.sqrt(600)
+    assert found.low == pytest.approx(d.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(d.mean() + half, abs=0.1 * half)
+    shuffled = paired_bootstrap(a.tolist(), rng.permutation(b).tolist(), seed=3)
+    assert shuffled is not None
+    assert shuffled.high - shuffled.low > 5 * (found.high - found.low)
+    assert "paired bootstrap over 600 prompts within a seed" in found.kind
+
+
+def test_paired_bootstrap_turns_round_with_its_sides() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random(50).tolist(), rng.random(50).tolist()
+    one, two = paired_bootstrap(a, b, seed=0), paired_bootstrap(b, a, seed=0)
+    assert one is not None
+    assert two is not None
+    assert (two.low, two.high) == pytest.approx((-one.high, -one.low))
+    with pytest.raises(ValueError, match="not paired: 50 and 49"):
+        paired_bootstrap(a, b[:-1], seed=0)
+
+
+@settings(deadline=None)
+@given(values=VALUES)
+def test_the_advised_number_of_seeds_is_the_first_that_decides(values: list) -> None:
+    from scipy import stats
+
+    n = seeds_to_decide(values)
+    mean, sd = abs(np.mean(values)), np.std(values, ddof=1)
+
+    def half(k: int) -> float:
+        return float(stats.t.ppf(0.975, k - 1) * sd / math.sqrt(k))
+
+    if n is None:
+        assert half(10_000) >= mean
+    else:
+        assert half(n) < mean
+        assert n == 2 or half(n - 1) >= mean
+        interval = t_interval(values)
+        assert interval is not None
+        undecided = interval.low < -1e-12 and interval.high > 1e-12
+        assert not undecided or n > len(values)
+
+
+def test_seeds_for_an_equivalence() -> None:
+    values = [0.01, -0.01, 0.02, 0.0]
+    n = seeds_to_decide(values, margin=0.02)
+    assert n is not None
+    assert n > 2
+    assert seeds_to_decide([0.5, 0.5], margin=0.5) is None  # on the boundary: never decided
+    assert seeds_to_decide([1.0, -1.0]) is None  # no mean to tell from 0
+
+
+@pytest.mark.parametrize("bad", [[0.1, math.nan], [math.inf, 1.0]])
+def test_values_that_are_no_numbers_are_refused(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="not a finite number"):
+        t_interval(bad)
+    with pytest.raises(ValueError, match="not a finite number"):
+        paired_bootstrap(bad, [0.0, 0.0], seed=0)
+    with pytest.raises(ValueError, match="level"):
+        t_interval([0.0, 1.0], level=95)
