@@ -59,8 +59,8 @@ def fit_policy(
     arguments = (
         policies,
         _padded(data.prompt, size),
-        _padded(data.winner, size, 0),
-        _padded(data.loser, size, 0),
+        _padded(data.winner, size),
+        _padded(data.loser, size),
         _padded(data.count, size),
         _padded(margin, size),
         jnp.float64(beta),
@@ -68,9 +68,9 @@ def fit_policy(
     return maximise(_log_likelihood, start, arguments, scale=data.total)
 
 
-def _padded(x: np.ndarray, size: int, fill: float = 0) -> jax.Array:
-    """x (N,) continued with `fill` to (size,)."""
-    return jnp.asarray(np.concatenate([x, np.full(size - len(x), fill, dtype=x.dtype)]))
+def _padded(x: np.ndarray, size: int) -> jax.Array:
+    """x (N,) continued with zeros to (size,)."""
+    return jnp.asarray(np.concatenate([x, np.zeros(size - len(x), dtype=x.dtype)]))
 
 
 def _log_likelihood(theta, policies, prompt, winner, loser, count, reference, beta):

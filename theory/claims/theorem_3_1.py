@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from theory.certificate import MIN_VIOLATION, SLACK, Certificate, Twin
@@ -24,6 +26,7 @@ from theory.classes import (
     FiniteRewards,
     LinearRewards,
     SoftOptimalPolicies,
+    chain,
     local_reward,
 )
 from theory.fit import fit_linear
@@ -50,7 +53,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     tree = random_tree(rng, FIT_SHAPES[index % 2])
     beta = random_beta(rng)
     found = [*_finite(rng, tree, beta), _isomorphic(rng, tree, beta)]
-    linear = _linear(rng, tree, beta, unseen=index % 4 >= 2)
+    last = ("seen", "seen", "unseen", "flat")[index % 4]
+    linear = _linear(rng, tree, beta, last)
     return Trial((*found, *linear), vacuous=not linear)
 
 
@@ -121,16 +125,17 @@ def _isomorphic(rng: np.random.Generator, tree: TokenTree, beta: float) -> Certi
 # --- linear rewards ------------------------------------------------------------------------------
 
 
-def _linear(
-    rng: np.random.Generator, tree: TokenTree, beta: float, *, unseen: bool
-) -> list[Certificate]:
+def _linear(rng: np.random.Generator, tree: TokenTree, beta: float, last: str) -> list[Certificate]:
     """Both inclusions over theta + ker D; empty (vacuous) if the likelihood has no maximiser.
 
-    unseen: the last feature moves only completions that no pair compares, so that ker D > 0.
+    last: what the last feature does. "unseen" moves only completions that no pair compares (the
+    set of policies has dimension 1 more), "flat" is constant on each prompt (no policy sees it).
     """
     data = two_way_pairs(rng, tree, connected=False)
     phi = rng.normal(size=(tree.n_prompts, tree.n_leaves, FEATURES))
-    if unseen:
+    if last == "flat":
+        phi[..., -1] = rng.normal(size=(tree.n_prompts, 1))
+    if last == "unseen":
         used = np.zeros(phi.shape[:2], dtype=bool)
         used[data.prompt, data.winner] = used[data.prompt, data.loser] = True
         phi[used, -1] = 0.0
@@ -146,7 +151,9 @@ def _linear(
     rlhf = _optimum(tree, rewards.reward(theta), beta)
     kept = fit_policy(policies, data, theta, beta=beta)
     best = optima.log_likelihood if optima.log_likelihood is not None else math.nan
-    dimension = float(sim.nullity) - (optima.kernel.shape[1] - optima.policy_dimension)
+    jacobian = np.asarray(_jacobian(jnp.asarray(sim.theta), policies))[:, tree.leaves]
+    rank = np.linalg.matrix_rank(jacobian.reshape(-1, FEATURES), rtol=1e-9)
+    dimension = float(sim.nullity - (FEATURES - rank))
     return [
         same(tree, NAME, "linear: every pi_sim policy is an RLHF policy", sim.log_p, reached),
         same(tree, NAME, "linear: every RLHF policy is in pi_sim", rlhf, kept.log_p),
@@ -155,6 +162,12 @@ def _linear(
             NAME, dimension, float(optima.policy_dimension), SLACK, "linear: dimension of the set"
         ),
     ]
+
+
+@jax.jit
+def _jacobian(theta: jax.Array, policies: SoftOptimalPolicies) -> jax.Array:
+    """Derivative of every completion's log-probability in theta, (P, L, D)."""
+    return jax.jacfwd(lambda t: chain(policies.log_policy(t)))(theta)
 
 
 def _optimum(tree: TokenTree, r: np.ndarray, beta: float) -> np.ndarray:

@@ -1,0 +1,194 @@
+"""Every claim holds, every twin fails, and a deliberately wrong part is noticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from theory.certificate import MIN_VIOLATION, SLACK, Certificate, Twin
+from theory.claims import (
+    CLAIMS,
+    find,
+    lemma_2_1,
+    lemma_b_1,
+    theorem_2_2,
+    theorem_2_3,
+    theorem_3_1,
+)
+from theory.claims.base import Claim, Trial, generator, included, run_claim, violation
+from theory.claims.instances import one_step_tree, random_tree, two_way_pairs
+from theory.claims.restricted import fit_bigram_reward
+from theory.errors import InputError
+from theory.fit import LinearOptima, TabularOptima, fit_linear, fit_tabular
+from theory.fit_policy import fit_policy
+from theory.preferences import comparison_graph
+from theory.soft import SoftSolution, soft_value_iteration
+from theory.tree import TokenTree
+
+TRIALS = {"lemma-2.1": 9, "lemma-b.1": 9, "theorem-2.2": 4, "theorem-2.3": 4, "theorem-3.1": 4}
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_the_claim_holds_and_its_twins_fail(claim):
+    result = run_claim(claim, trials=TRIALS[claim.name], seed=11)
+    assert result.holds, result.worst
+    assert result.worst.slack == SLACK <= 1e-10
+    assert result.worst.residual <= 1e-11  # an order to spare, or the fits have become worse
+    assert result.nonvacuous > 0
+    assert result.twins
+    for twin in result.twins:
+        assert twin.violation >= MIN_VIOLATION
+        assert not twin.holds
+    assert result.passes
+
+
+def test_unplanted_comparisons_are_counted_as_vacuous():
+    result = run_claim(theorem_2_2.CLAIM, trials=4, seed=0)
+    assert 2 <= result.nonvacuous < 4
+
+
+def test_trials_are_a_function_of_seed_claim_and_index():
+    one, two, other = (
+        generator(seed, "theorem-2.2", 3).normal(size=2).tolist() for seed in (1, 1, 2)
+    )
+    assert one == two != other
+    assert generator(1, "theorem-2.3", 3).normal(size=2).tolist() != one
+    results = [run_claim(lemma_2_1.CLAIM, trials=2, seed=5) for _ in range(2)]
+    assert results[0] == results[1]
+
+
+# --- deliberately wrong parts --------------------------------------------------------------------
+
+
+def without_beta(tree, r, *, beta=1.0):
+    """Soft value iteration that forgets beta."""
+    return soft_value_iteration(tree, r, beta=1.0)
+
+
+def slightly_off(tree, r, *, beta=1.0):
+    """Soft value iteration whose root policy and values are off by one part in a million."""
+    solution = soft_value_iteration(tree, np.asarray(r) * (1 + 1e-6), beta=beta)
+    return SoftSolution(solution.values, solution.log_policy, solution.log_z)
+
+
+MODULES = {
+    "lemma-2.1": lemma_2_1,
+    "lemma-b.1": lemma_b_1,
+    "theorem-2.2": theorem_2_2,
+    "theorem-2.3": theorem_2_3,
+    "theorem-3.1": theorem_3_1,
+}
+
+
+@pytest.mark.parametrize("wrong", [without_beta, slightly_off])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_wrong_soft_value_is_noticed_by_every_claim(name, wrong, monkeypatch):
+    monkeypatch.setattr(MODULES[name], "soft_value_iteration", wrong)
+    result = run_claim(find(name), trials=2, seed=11)
+    assert not result.holds
+    assert not result.passes
+
+
+def test_a_wrong_reward_fit_is_noticed(monkeypatch):
+    def off(tree, data):
+        optima = fit_tabular(tree, data)
+        assert optima.r is not None
+        return TabularOptima(0.999 * optima.r, optima.graph, optima.log_likelihood)
+
+    monkeypatch.setattr(theorem_2_3, "fit_tabular", off)
+    assert not run_claim(theorem_2_3.CLAIM, trials=1, seed=11).holds
+
+
+def test_a_dpo_fit_that_forgets_its_reference_is_noticed(monkeypatch):
+    def forgets(policies, data, start, *, beta=1.0, log_ref=None):
+        return fit_policy(policies, data, start, beta=beta)
+
+    monkeypatch.setattr(theorem_2_3, "fit_policy", forgets)
+    assert not run_claim(theorem_2_3.CLAIM, trials=1, seed=11).holds
+
+
+def test_a_wrong_dimension_is_noticed(monkeypatch):
+    def narrow(tree, rewards, data):
+        o = fit_linear(tree, rewards, data)
+        return LinearOptima(o.theta, o.kernel, o.witness, o.log_likelihood, o.policy_dimension + 1)
+
+    monkeypatch.setattr(theorem_3_1, "fit_linear", narrow)
+    assert not run_claim(theorem_3_1.CLAIM, trials=1, seed=11).holds
+
+
+def test_a_lost_tie_is_noticed(monkeypatch):
+    """If one road keeps a single optimiser's answer in place of the set, the sets differ."""
+    offline = theorem_2_2.offline
+
+    def one_of_them(*args, **kwargs):
+        return offline(*args, **kwargs)[:1]
+
+    monkeypatch.setattr(theorem_2_2, "offline", one_of_them)
+    assert not run_claim(theorem_2_2.CLAIM, trials=3, seed=11).holds
+
+
+def test_a_twin_that_does_not_fail_is_noticed():
+    good = Trial((Certificate("c", 0.0, 0.0),))
+    weak = Claim("c", "s", lambda rng, i: good, lambda: (Twin("broken", 0.001),), 1)
+    none = Claim("c", "s", lambda rng, i: good, lambda: (), 1)
+    assert run_claim(weak).holds
+    assert not run_claim(weak).passes
+    assert not run_claim(none).passes
+
+
+def test_vacuous_trials_alone_show_nothing():
+    empty = Trial((Certificate("c", 0.0, 0.0),), vacuous=True)
+    claim = Claim("c", "s", lambda rng, i: empty, lambda: (Twin("broken", 1.0),), 3)
+    assert not run_claim(claim).holds
+
+
+# --- the instruments -----------------------------------------------------------------------------
+
+
+def test_set_comparison_by_hand():
+    tree = one_step_tree("a", "b")
+    p, q = np.log([[0.5, 0.5]]), np.log([[0.8, 0.2]])
+    assert included(tree, "c", "", np.stack([p]), np.stack([q, p])).holds
+    assert not included(tree, "c", "", np.stack([p, q]), np.stack([p])).holds
+    assert not included(tree, "c", "", np.zeros((0, 1, 2)), np.stack([p])).holds
+    assert violation(tree, np.stack([p, q]), np.stack([q, p])) == pytest.approx(0.0, abs=1e-15)
+    by_hand = 0.8 * np.log(1.6) + 0.2 * np.log(0.4)
+    assert violation(tree, np.stack([p, q]), np.stack([p])) == pytest.approx(by_hand)
+
+
+def test_planted_pairs_always_have_a_maximiser():
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        tree = random_tree(rng, (2, 3, 2))
+        for connected in (True, False):
+            data = two_way_pairs(rng, tree, connected=connected)
+            graph = comparison_graph(tree, data)
+            assert graph.exists
+            assert (graph.dimension == 0) == connected
+
+
+def test_the_bigram_reward_is_a_local_reward():
+    """On data that a bigram policy generates, the fit recovers its log-probabilities."""
+    from theory.preferences import PairData
+
+    rng = np.random.default_rng(3)
+    tree = TokenTree(("a", "b"), 2, ("x",), (1.0,))
+    start, after = rng.dirichlet([2, 2]), rng.dirichlet([2, 2], size=2)
+    log_p = np.asarray([np.log(start[i] * after[i, j]) for i in (0, 1) for j in (0, 1)])
+    rows = [
+        (0, i, j, 1 / (1 + np.exp(log_p[j] - log_p[i])))
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    r = fit_bigram_reward(tree, PairData.of(tree, rows), 1.0, np.ones((1, 6)))
+    np.testing.assert_allclose(r[0], log_p, atol=1e-10)
+
+
+def test_unknown_claims_and_bad_counts_are_refused():
+    with pytest.raises(InputError, match=r"unknown claim 'nope'; known: lemma-2\.1, lemma-b\.1"):
+        find("nope")
+    with pytest.raises(InputError, match="trials must be at least 1, got 0"):
+        run_claim(lemma_2_1.CLAIM, trials=0)
+    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+        run_claim(lemma_2_1.CLAIM, seed=-1)
