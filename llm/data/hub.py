@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import Any, Literal
 
 from llm.data.rows import SPLITS, Corpus, add_row, kind_of
 from llm.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-CONFIGS = {"openai/summarize_from_feedback": "comparisons"}
+# `datasets` 4 and later run no loading scripts; this one is read from the hub's parquet export.
+EXPORTS: dict[str, dict[str, Any]] = {
+    "openai/summarize_from_feedback": {
+        "data_dir": "comparisons",
+        "revision": "refs/convert/parquet",
+    }
+}
+TIMEOUT = 10  # seconds, for the first question to the hub
 
 
 def hub_names(source: str) -> tuple[str, ...] | None:
@@ -33,14 +41,13 @@ def read_hub(names: tuple[str, ...]) -> Corpus:
 def _read_one(corpus: Corpus, name: str) -> None:
     import datasets  # slow to import, and needed for the hub alone
 
+    place: Any = location(name)
+    if place == name:
+        require_hub(name, "dataset")
     try:
-        loaded = datasets.load_dataset(location(name), CONFIGS.get(name))
+        loaded = datasets.load_dataset(place, **EXPORTS.get(name, {}))
     except Exception as error:  # the library raises whatever its parts raise
-        reason = str(error).strip().splitlines()[:1]
-        raise InputError(
-            f"data set {name!r} is neither a path here nor loadable from the hub: "
-            f"{type(error).__name__}: {reason[0] if reason else ''}"
-        ) from error
+        raise InputError(f"data set {name!r} cannot be loaded: {_reason(error)}") from error
     if not isinstance(loaded, datasets.DatasetDict) or not loaded:
         raise InputError(f"data set {name!r} has no named splits")
     for split, rows in loaded.items():
@@ -60,6 +67,30 @@ def _read_one(corpus: Corpus, name: str) -> None:
                 "records": len(rows),
                 "sha256": None,
                 "fingerprint": rows._fingerprint,
+                "revision": EXPORTS.get(name, {}).get("revision"),
                 "licence": rows.info.license or None,
             }
         )
+
+
+def require_hub(name: str, kind: Literal["dataset", "model"]) -> None:
+    """One question to the hub before its libraries' minutes of retries; InputError if it fails.
+
+    With HF_HUB_OFFLINE=1 nothing is asked, and what is cached is used.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
+    except Exception as error:  # the library raises whatever its parts raise
+        raise InputError(
+            f"{kind} {name!r} is no path here, and the hub does not give it: {_reason(error)} "
+            "(HF_HUB_OFFLINE=1 uses what is cached)"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    first = str(error).strip().splitlines()[:1]
+    return f"{type(error).__name__}: {''.join(first)}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llm.data.example import Post
+from llm.data.hub import require_hub
 from llm.errors import InputError
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"  # GPT-NeoX's names
@@ -31,6 +32,8 @@ def load_tokenizer(source: str | Path) -> Any:
     path = Path(source)
     if not path.exists() and PATH_LIKE.search(str(source)):
         raise InputError(f"tokenizer {source}: does not exist")
+    if not path.exists():
+        require_hub(str(source), "model")
     try:
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from llm.data import hub
 from llm.data.config import DataConfig
 from llm.data.source import fingerprint, kind_of_source, load
+from llm.data.tokenize import load_tokenizer
 from llm.errors import InputError
 from tests.llm.conftest import make_rows, write_lines
 
@@ -32,15 +35,20 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
     made: dict[str, Path] = {}
     monkeypatch.setattr(hub, "location", lambda name: str(made[name]))
-    monkeypatch.setattr(hub, "CONFIGS", {})  # a folder has no named configuration
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
     def parquet(name: str, **splits: list[dict[str, Any]]) -> None:
         made[name] = tmp_path / name.replace("/", "--")
-        made[name].mkdir()
         for split, rows in splits.items():
-            pq.write_table(pa.Table.from_pylist(rows), made[name] / f"{split}.parquet")
+            file = made[name] / f"{split}.parquet"
+            if name in hub.EXPORTS:  # as the hub lays out its parquet exports
+                file = made[name] / "comparisons" / split / "0000.parquet"
+                other = made[name] / "axis" / split / "0000.parquet"
+                other.parent.mkdir(parents=True)
+                pq.write_table(pa.table({"unrelated": [1]}), other)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows), file)
 
     parquet(SFT, train=POSTS[:20], validation=POSTS[20:24], test=POSTS[24:])
     comparisons = [{k: v for k, v in row.items() if k != "split"} for row in COMPARISONS]
@@ -98,14 +106,37 @@ def test_bad_hub_data_is_named(folders: dict, small_tokenizer: Any) -> None:
         load("owner/bad", tokenizer=small_tokenizer, limits=LIMITS, seed=0)
 
 
-def test_an_unreachable_hub_is_one_clear_error(
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub at an address where nothing listens."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    api = functools.partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+
+
+def test_an_unreachable_hub_is_one_clear_error_at_once(no_hub: None) -> None:
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"dataset 'nobody/nothing' is no path here, and the hub"):
+        hub.read_hub(("nobody/nothing",))
+    with pytest.raises(InputError, match=r"model 'nobody/nothing' is no path here, and the hub"):
+        load_tokenizer("nobody/nothing")
+    assert time.perf_counter() - start < 20
+
+
+def test_offline_without_a_cache_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import datasets
+    import huggingface_hub
 
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(InputError, match=r"'nobody/nothing' is neither a path here nor loadable"):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"'nobody/nothing' cannot be loaded"):
         hub.read_hub(("nobody/nothing",))
 
 
