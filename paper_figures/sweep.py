@@ -25,16 +25,22 @@ from paper_figures.style import (
 )
 from paper_figures.tables import SweepRecord
 
-SETTING = ("block", "family", "degree", "class_degree", "sharpness", "horizon", "bits", "beta")
+SETTING = ("family", "degree", "class_degree", "sharpness", "horizon", "bits", "beta")
 WORDS = {
     "degree": "degree k",
     "class_degree": "class of degree",
     "sharpness": "s",
     "horizon": "H",
+    "width": "bits a token",
     "bits": "bits",
     "beta": "beta",
 }
 FIRST, ALL = "two_stage", "offline_all"
+AXES = (  # what varies, and what varies along with it
+    ("degree", ("width",)),
+    ("horizon", ("width",)),  # larger tokens: the same completions cut into fewer pieces
+    ("horizon", ("bits",)),  # fewer tokens of one vocabulary
+)
 SAME = "k"  # a class degree that is the true degree
 N_MARKS = ((SKY, "o"), (BLUE, "s"), (INK, "D"), (ORANGE, "^"), (VERMILION, "v"), (PURPLE, "P"))
 CAPTION = (
@@ -80,7 +86,10 @@ def mean_of(values: np.ndarray) -> Mean:
 
 
 def points(sweep: SweepRecord) -> tuple[Point, ...]:
-    """Every (setting, N, arm) at the ridge with the least mean KL."""
+    """Every (setting, N, arm) at the ridge with the least mean KL.
+
+    A cell that two blocks of a grid share counts once.
+    """
     columns = sweep.columns
     keys = [key for key in SETTING if key in columns]
     groups: dict[tuple, list[int]] = {}
@@ -96,6 +105,8 @@ def _best(at: tuple, rows: np.ndarray, columns: dict[str, np.ndarray]) -> Point:
     """Of one group's rows, those of the ridge with the least mean KL."""
     ridge, kl = columns["ridge"][rows].astype(float), columns["kl"][rows].astype(float)
     strengths = np.unique(ridge)
+    _, once = np.unique(np.stack([ridge, columns["seed"][rows]]), axis=1, return_index=True)
+    rows, ridge, kl = rows[once], ridge[once], kl[once]
     least = strengths[int(np.argmin([kl[ridge == strength].mean() for strength in strengths]))]
     chosen = ridge == least
     seeds = columns["seed"][rows][chosen]
@@ -139,8 +150,8 @@ def sweep_picture(sweep: SweepRecord) -> Picture:
         if len({p.n_pairs for p in rows}) > 1 or len(settings) == 1:
             panels.append(_kl_panel(setting, rows, varied))
     gap = gaps(found)
-    for axis in ("degree", "horizon"):
-        panels += _gap_panels(axis, gap)
+    for axis, along in AXES:
+        panels += _gap_panels(axis, along, gap)
     title = "The proper-learning gap in the sweep"
     return Picture("sweep", title, tuple(panels), CAPTION.format(label(FIRST)))
 
@@ -158,7 +169,7 @@ def setting_words(
 ) -> str:
     """'degree k = 2, s = 2, H = 8': the coordinates of a setting in words."""
     return ", ".join(
-        f"{value}" if key in ("block", "family") else f"{WORDS[key]} = {_number(value)}"
+        f"{value}" if key == "family" else f"{WORDS[key]} = {_number(value)}"
         for key, value in setting
         if key not in leave_out and (only is None or key in only) and value != SAME
     )
@@ -169,8 +180,7 @@ def _number(value: object) -> str:
 
 
 def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
-    shown = (varied | {"degree", "horizon"}) - {"block"}
-    title = setting_words(setting, only=shown)
+    title = setting_words(setting, only=varied | {"degree", "horizon"})
 
     def draw(ax: Axes) -> None:
         for arm in sorted({p.arm for p in rows}):
@@ -202,18 +212,22 @@ def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
     return Panel(name, draw, f"KL in nats against N, {title}. {said}", height=2.6 + 0.17 * arms)
 
 
-def _gap_panels(axis: str, gap: dict[tuple[tuple, int, str], Mean]) -> list[Panel]:
+def _gap_panels(
+    axis: str, along: tuple[str, ...], gap: dict[tuple[tuple, int, str], Mean]
+) -> list[Panel]:
     """One panel for every way of holding the other coordinates fixed, where the axis varies."""
     groups: dict[tuple, dict[tuple[int, str], dict[float, Mean]]] = {}
     for (setting, n, arm), mean in gap.items():
-        rest = tuple(item for item in setting if item[0] != axis)
-        at = dict(setting)[axis]
-        groups.setdefault(rest, {}).setdefault((n, arm), {})[at] = mean
-    return [
-        _gap_panel(axis, rest, lines)
-        for rest, lines in groups.items()
-        if max(len(line) for line in lines.values()) > 1
-    ]
+        at: dict = dict(setting)
+        at["width"] = at["bits"] // at["horizon"]
+        rest = tuple((key, value) for key, value in at.items() if key not in (axis, *along))
+        groups.setdefault(rest, {}).setdefault((n, arm), {})[at[axis]] = mean
+    panels = []
+    for rest, lines in groups.items():
+        long = {key: line for key, line in lines.items() if len(line) > 1}
+        if long:
+            panels.append(_gap_panel(axis, rest, long))
+    return panels
 
 
 def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, Mean]]) -> Panel:
@@ -221,9 +235,9 @@ def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, 
     several = len({n for n, _ in lines}) > 1
     if several:
         lines = {key: line for key, line in lines.items() if key[1] == ALL} or lines
-    fixed = setting_words(rest, leave_out=("block", "family", "beta"))
+    fixed = setting_words(rest, leave_out=("family", "beta"))
     at_n = "" if several else f", N = {next(iter(lines))[0]}"
-    title = f"Gap against {axis} ({fixed}{at_n})"
+    title = f"Gap against {axis}\n{fixed}{at_n}"
     looks = [N_MARKS[i % len(N_MARKS)] if several else mark(key[1]) for i, key in enumerate(lines)]
     names = [f"N = {n}" if several else label(arm) for n, arm in lines]
 
@@ -247,7 +261,7 @@ def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, 
     )
     panel = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
     height = 2.7 + (0.17 if several else 0.17 * len(lines))
-    return Panel(panel, draw, f"{title}, nats. {said}", height=height)
+    return Panel(panel, draw, f"{title.replace(chr(10), ', ')}, nats. {said}", height=height)
 
 
 def _line(

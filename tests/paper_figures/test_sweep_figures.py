@@ -77,19 +77,48 @@ def test_panels_of_the_whole_sweep(demo: Path) -> None:
     assert rows[0]["setting"] == "degree k = 2, H = 4"
 
 
-def test_blocks_and_class_degrees_keep_rows_apart() -> None:
-    rows = [(64, "two_stage", 0.1, 0, 1.0), (64, "offline_all", 0.1, 0, 2.0)]
-    one, two = record(rows), record(rows)
-    columns = {key: np.concatenate([one.columns[key], two.columns[key]]) for key in one.columns} | {
-        "block": np.array(["a", "a", "b", "b"], dtype=object),
-        "class_degree": np.array([2, 2, 8, 8]),
-    }
-    found = points(SweepRecord({}, columns, 2))
+def joined(*records: SweepRecord, **columns: list) -> SweepRecord:
+    """Rows of several records one after the other, with more columns."""
+    names = records[0].columns
+    both = {name: np.concatenate([part.columns[name] for part in records]) for name in names}
+    extra = {name: np.array(values) for name, values in columns.items()}
+    return SweepRecord({}, both | extra, len(records))
+
+
+TWO_ARMS = [
+    (64, arm, 0.1, seed, kl + seed)
+    for arm, kl in (("two_stage", 1.0), ("offline_all", 3.0))
+    for seed in (0, 1)
+]
+
+
+def test_a_cell_that_two_blocks_share_counts_once() -> None:
+    part = record(TWO_ARMS)
+    twice = joined(part, part, block=["a"] * 4 + ["b"] * 4)
+    assert [p.kl.tolist() for p in points(twice)] == [p.kl.tolist() for p in points(part)]
+    assert next(iter(gaps(points(twice)).values())).n == 2
+
+
+def test_a_class_of_another_degree_is_another_setting() -> None:
+    part = record(TWO_ARMS)
+    found = points(joined(part, part, class_degree=[2] * 4 + [8] * 4))
     assert len(found) == 4
     assert len(gaps(found)) == 2
-    assert ["class of degree = 8" in setting_words(p.setting) for p in found] == [False] * 2 + [
-        True
-    ] * 2
+    words = {setting_words(p.setting) for p in found}
+    assert sum("class of degree = 8" in text for text in words) == 1
+
+
+def test_the_two_readings_of_a_shorter_horizon_are_two_panels() -> None:
+    larger = record(TWO_ARMS)
+    larger.columns["horizon"] = np.array([4] * 4)
+    fewer = record(TWO_ARMS)
+    fewer.columns["horizon"], fewer.columns["bits"] = np.array([4] * 4), np.array([4] * 4)
+    panels = sweep_picture(joined(record(TWO_ARMS), larger, fewer)).panels
+    alts = [panel.alt for panel in panels]
+    assert len(alts) == 2
+    assert "bits = 8" in alts[0]
+    assert "bits a token = 1" in alts[1]
+    assert all("horizon 4: +2.000" in alt and "horizon 8: +2.000" in alt for alt in alts)
 
 
 def test_setting_words() -> None:

@@ -1,0 +1,42 @@
+"""The notebook runs from its first cell to its last, and the assertions in its cells hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "all_roads.py"
+
+
+def run(path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a notebook as a script, with this checkout's packages."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    return subprocess.run(
+        [sys.executable, str(path)],
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_notebook_runs_as_a_script() -> None:
+    done = run(NOTEBOOK)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_an_assertion_that_fails_would_stop_it(tmp_path: Path) -> None:
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    broken, changed = re.subn(r"== 1 \+ 2 \+ 4 \+ 8\n", "== 99\n", text)
+    assert changed == 1
+    path = tmp_path / "broken.py"
+    path.write_text(broken, encoding="utf-8")
+    done = run(path)
+    assert done.returncode != 0
+    assert "AssertionError" in done.stderr
