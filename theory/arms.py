@@ -40,7 +40,7 @@ MAX_STEPS = 400
 TOLERANCE = 1e-3  # nats a unit of theta, on the largest entry of the summed gradient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """One arm on one shape. theta: (d,); both functions are traceable by JAX."""
 
@@ -49,8 +49,8 @@ class Arm:
     beta: float
     log_probs: Callable[[jax.Array], jax.Array]  # theta -> (L,) log P_pi, nats
     score: Callable[[jax.Array], jax.Array]  # theta -> (L,) implied reward, reward units
-    convex: bool  # in theta: Newton from the start
-    newton: bool  # end with Newton steps, down to rounding
+    basis: jax.Array | None = None  # (L, d) where score = basis @ theta
+    polished: bool = False  # end with Newton steps through the policy, down to rounding
 
 
 @lru_cache(maxsize=64)
@@ -71,20 +71,22 @@ def make_arm(name: str, bits: int, degree: int, horizon: int, beta: float) -> Ar
             return chain(soft_policy(basis @ theta / beta, vocab))
 
         if name == "two_stage":
-            return Arm(name, basis.shape[1], beta, soft_rl, lambda t: basis @ t, True, True)
-        return Arm(name, basis.shape[1], beta, soft_rl, lambda t: beta * soft_rl(t), False, True)
+            return Arm(name, basis.shape[1], beta, soft_rl, lambda t: basis @ t, basis)
+        return Arm(name, basis.shape[1], beta, soft_rl, lambda t: beta * soft_rl(t), polished=True)
     if name == "offline_all_one_hot":
         n_parameters, log_probs = one_hot_policy(bits, horizon)
     else:
         full = name == "offline_all"
         n_parameters, log_probs = walsh_policy(bits, horizon, bits if full else degree)
-    return Arm(name, n_parameters, beta, log_probs, lambda t: beta * log_probs(t), False, False)
+    return Arm(name, n_parameters, beta, log_probs, lambda t: beta * log_probs(t))
 
 
 def jacobian_rank(arm: Arm, *, seed: int = 0) -> int:
     """Rank of d log P / d theta at a random point: the capacity that parameters do not show."""
     point = np.random.default_rng(seed).standard_normal(arm.n_parameters)
-    return int(np.linalg.matrix_rank(np.asarray(jax.jacobian(arm.log_probs)(jnp.asarray(point)))))
+    return int(
+        np.linalg.matrix_rank(np.asarray(jax.jit(jax.jacfwd(arm.log_probs))(jnp.asarray(point))))
+    )
 
 
 # --- policies over a dense tree -------------------------------------------------------------------
@@ -117,15 +119,14 @@ def walsh_policy(
     bits: int, horizon: int, degree: int
 ) -> tuple[int, Callable[[jax.Array], jax.Array]]:
     """(d, theta -> log P): level logits are Walsh polynomials in the bits of prefix and token."""
-    width = bits // horizon
-    seen = [width * (h + 1) for h in range(horizon)]
+    seen = [bits // horizon * (h + 1) for h in range(horizon)]
     tables = [jnp.asarray(features(all_bits(n), subsets(n, min(degree, n)))) for n in seen]
     cuts = np.cumsum([table.shape[1] for table in tables])
+    from_logits = logits_to_leaves(bits, horizon)
 
     def log_probs(theta: jax.Array) -> jax.Array:
         parts = jnp.split(theta, cuts[:-1])
-        logits = [(t @ p).reshape(-1, 2**width) for t, p in zip(tables, parts, strict=True)]
-        return chain([jax.nn.log_softmax(level, axis=1) for level in logits])
+        return from_logits(jnp.concatenate([t @ p for t, p in zip(tables, parts, strict=True)]))
 
     return int(cuts[-1]), log_probs
 
@@ -133,13 +134,22 @@ def walsh_policy(
 def one_hot_policy(bits: int, horizon: int) -> tuple[int, Callable[[jax.Array], jax.Array]]:
     """(d, theta -> log P): one logit for every (state, token)."""
     width = bits // horizon
-    cuts = np.cumsum([2 ** (width * (h + 1)) for h in range(horizon)])
+    return sum(2 ** (width * (h + 1)) for h in range(horizon)), logits_to_leaves(bits, horizon)
 
-    def log_probs(theta: jax.Array) -> jax.Array:
-        logits = [part.reshape(-1, 2**width) for part in jnp.split(theta, cuts[:-1])]
-        return chain([jax.nn.log_softmax(level, axis=1) for level in logits])
 
-    return int(cuts[-1]), log_probs
+def logits_to_leaves(bits: int, horizon: int) -> Callable[[jax.Array], jax.Array]:
+    """Logits of every (state, token), root level first, to log P of every completion (L,)."""
+    width = bits // horizon
+    sizes = [2 ** (width * (h + 1)) for h in range(horizon)]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    shifts = width * np.arange(horizon - 1, -1, -1)
+    path = jnp.asarray(starts[None, :] + (np.arange(2**bits)[:, None] >> shifts[None, :]))
+
+    def log_probs(logits: jax.Array) -> jax.Array:
+        log_policy = jax.nn.log_softmax(logits.reshape(-1, 2**width), axis=1)
+        return jnp.sum(log_policy.reshape(-1)[path], axis=1)
+
+    return log_probs
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -185,10 +195,13 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         def objective(theta: jax.Array) -> jax.Array:
             return pair_objective(arm, theta, pairs, weights, ridge)
 
-        start = jnp.zeros(arm.n_parameters)
-        theta, steps = (start, jnp.array(0)) if arm.convex else lbfgs(objective, start)
-        if arm.newton:
-            theta, more = newton(objective, theta)
+        if arm.basis is not None:
+            differences = arm.basis[pairs[:, 0]] - arm.basis[pairs[:, 1]]
+            theta, steps = newton_linear(differences, weights, ridge)
+        else:
+            theta, steps = lbfgs(objective, jnp.zeros(arm.n_parameters))
+        if arm.polished:
+            theta, more = polish(objective, theta)
             steps = steps + more
         return theta, jnp.max(jnp.abs(jax.grad(objective)(theta))), steps
 
@@ -201,35 +214,67 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     return jax.jit(every)
 
 
-def newton(
-    objective: Callable[[jax.Array], jax.Array], start: jax.Array, max_steps: int = 60
+def newton_linear(
+    differences: jax.Array, weights: jax.Array, ridge: jax.Array, max_steps: int = 60
 ) -> tuple[jax.Array, jax.Array]:
-    """Newton to rounding: (theta, steps). For objectives convex around start.
+    """Ridge maximum likelihood of a reward linear in features: (theta, steps), to rounding.
 
-    A step is the best of eight halvings if that lowers the objective; where rounding hides the
-    difference, the full step if it lowers the largest entry of the gradient; otherwise the end.
+    differences (N, d): features of the winner less those of the loser. Newton with the best of
+    eight halvings a step while that lowers the objective, then full steps while the gradient falls.
     """
     fractions = 0.5 ** jnp.arange(8.0)
+    eye = jnp.eye(differences.shape[1])
+
+    def value(theta: jax.Array) -> jax.Array:
+        loss = jnp.sum(weights * jax.nn.softplus(-(differences @ theta)))
+        return loss + 0.5 * ridge * jnp.sum(theta * theta)
+
+    def slope(theta: jax.Array) -> jax.Array:
+        return ridge * theta - differences.T @ (weights * jax.nn.sigmoid(-(differences @ theta)))
 
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        theta, value, gradient, _, count = state
-        direction = jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
-        tried = jax.vmap(objective)(theta - fractions[:, None] * direction)
-        best = jnp.nanargmin(tried)
-        lower = tried[best] < value
+        theta, here, gradient, _, count = state
+        p = jax.nn.sigmoid(differences @ theta)
+        hessian = (differences.T * (weights * p * (1.0 - p))) @ differences + ridge * eye
+        direction = jnp.linalg.solve(hessian, gradient)
+        tried = jax.vmap(value)(theta - fractions[:, None] * direction)
+        best = jnp.argmin(tried)
+        lower = tried[best] < here
         moved = theta - jnp.where(lower, fractions[best], 1.0) * direction
-        value_there, gradient_there = jax.value_and_grad(objective)(moved)
+        gradient_there = slope(moved)
         better = lower | (jnp.max(jnp.abs(gradient_there)) < jnp.max(jnp.abs(gradient)))
         kept = jnp.where(better, moved, theta)
         gradient = jnp.where(better, gradient_there, gradient)
-        return kept, jnp.where(better, value_there, value), gradient, ~better, count + 1
+        return kept, jnp.where(lower, tried[best], here), gradient, ~better, count + 1
 
     def going(state: tuple[jax.Array, ...]) -> jax.Array:
         return ~state[3] & (state[4] < max_steps)
 
-    first = (start, *jax.value_and_grad(objective)(start), jnp.array(False), jnp.array(0))
+    start = jnp.zeros(differences.shape[1])
+    first = (start, value(start), slope(start), jnp.array(False), jnp.array(0))
     state = jax.lax.while_loop(going, step, first)
     return state[0], state[4]
+
+
+def polish(
+    objective: Callable[[jax.Array], jax.Array], theta: jax.Array, max_steps: int = 12
+) -> tuple[jax.Array, jax.Array]:
+    """(theta, steps): full Newton steps while the largest entry of the gradient falls."""
+
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        theta, gradient, _, count = state
+        moved = theta - jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
+        gradient_there = jax.grad(objective)(moved)
+        better = jnp.max(jnp.abs(gradient_there)) < jnp.max(jnp.abs(gradient))
+        gradient = jnp.where(better, gradient_there, gradient)
+        return jnp.where(better, moved, theta), gradient, ~better, count + 1
+
+    def going(state: tuple[jax.Array, ...]) -> jax.Array:
+        return ~state[2] & (state[3] < max_steps)
+
+    first = (theta, jax.grad(objective)(theta), jnp.array(False), jnp.array(0))
+    state = jax.lax.while_loop(going, step, first)
+    return state[0], state[3]
 
 
 def lbfgs(

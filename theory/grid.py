@@ -1,19 +1,19 @@
 """The grid of a sweep: TOML in, a tuple of validated cells out.
 
-    name = "quick"
-    seeds = [0, 1, 2]                 # one replicate each: its own reward and its own pairs
-    ridges = [0.03, 0.1, 0.3, 1, 3, 10]
+name = "quick"
+seeds = [0, 1, 2]                 # one replicate each: its own reward and its own pairs
+ridges = [0.03, 0.1, 0.3, 1, 3, 10]
 
-    [[block]]                         # lists are crossed
-    name = "pairs"
-    arms = ["two_stage", "offline_all"]
-    bits = 8
-    degree = 2                        # of the true reward
-    sharpness = 2.0                   # its standard deviation over completions, reward units
-    horizon = 8                       # tokens; each holds bits / horizon bits
-    n_pairs = [64, 256, 1024]
-    beta = 1.0                        # optional; reward units a nat
-    class_degree = 8                  # optional, of the arms; the true degree if left out
+[[block]]                         # lists are crossed
+name = "pairs"
+arms = ["two_stage", "offline_all"]
+bits = 8
+degree = 2                        # of the true reward
+sharpness = 2.0                   # its standard deviation over completions, reward units
+horizon = 8                       # tokens; each holds bits / horizon bits
+n_pairs = [64, 256, 1024]
+beta = 1.0                        # optional; reward units a nat
+class_degree = 8                  # optional, of the arms; the true degree if left out
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _block_cells(
             raise InputError(f"{where}: {error}") from error
     cells = []
     for values in product(*columns):
-        point = dict(zip(AXES, values, strict=True))
+        point: dict[str, Any] = dict(zip(AXES, values, strict=True))
         if point["class_degree"] is None:
             point["class_degree"] = point["degree"]
         _check_point(point, where)

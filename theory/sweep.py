@@ -8,7 +8,6 @@ and win rate by enumeration, validation over all pairs of different completions.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +29,7 @@ PADDED = 1024  # pairs are padded with weight 0 up to this, so that shapes are s
 TIE = 1e-9  # scores nearer than this are a tie, reward units
 
 
-def true_reward(
-    bits: int, degree: int, sharpness: float, seed: int
-) -> Float[np.ndarray, " L"]:
+def true_reward(bits: int, degree: int, sharpness: float, seed: int) -> Float[np.ndarray, " L"]:
     """A random Walsh polynomial of this degree and standard deviation on every completion."""
     terms = subsets(bits, degree)
     generator = np.random.default_rng([seed, bits, degree, 0])
@@ -180,7 +177,7 @@ def prepare(out: Path, grid: Grid) -> None:
     (out / "cells").mkdir(parents=True, exist_ok=True)
     partial = record.with_name("grid.json.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, record)
+    partial.replace(record)
 
 
 def missing(out: Path, grid: Grid) -> list[Cell]:
@@ -194,7 +191,7 @@ def store(out: Path, cell: Cell, table: pa.Table) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     pq.write_table(table, partial)
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 
