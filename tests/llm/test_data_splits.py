@@ -118,7 +118,15 @@ def test_too_little_data_is_refused(
 def test_official_splits_stand_and_leaks_are_counted() -> None:
     corpus = corpus_of(
         [(0, "train"), (1, "train"), (2, "validation"), (3, "test"), (4, "test"), (5, "train")],
-        [(0, "train"), (1, "validation"), (3, "train"), (3, "train"), (6, "train"), (7, None)],
+        [
+            (0, "train"),
+            (1, "validation"),
+            (3, "train"),
+            (3, "train"),
+            (6, "train"),
+            (7, None),
+            (4, "validation"),
+        ],
     )
     split = split_by_post(corpus, DataConfig(), 0)
     assert split.kind == "official"
@@ -128,7 +136,7 @@ def test_official_splits_stand_and_leaks_are_counted() -> None:
     assert {p.key for p in split.test} == {"k3", "k4"}
     assert split.left_out == {
         "official training rows of held-out posts": 3,  # the reference of 1, two comparisons of 3
-        "comparisons of test posts": 2,
+        "comparisons of test posts": 3,  # the test split has the last word on post 4
         "references of validation posts": 2,
         "further references of a post": 0,
         "references too long for SFT": 0,
