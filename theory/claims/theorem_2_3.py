@@ -181,4 +181,4 @@ def _uncovered() -> float:
     return kl(tree, mixture(tree, r, log_ref), dpo.log_p)
 
 
-CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=16)

@@ -190,4 +190,4 @@ def twins() -> tuple[Twin, ...]:
     return (Twin("one soft-optimal policy lies outside Pi", violation(tree, rlhf, sim)),)
 
 
-CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=24)
+CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=16)
