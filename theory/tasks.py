@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ def make_task(spec: WalshTask) -> dict[str, Any]:
     }
 
 
-def _named(names: list[str], completions: list[str], table: np.ndarray, tidy) -> dict[str, Any]:
+def _named(
+    names: list[str], completions: list[str], table: np.ndarray, tidy: Callable[[float], float]
+) -> dict[str, Any]:
     return {
         name: {c: tidy(float(v)) for c, v in zip(completions, row, strict=True)}
         for name, row in zip(names, table, strict=True)

@@ -24,6 +24,7 @@ from theory.tasks import Task, joint_features
 
 POLICIES = ("sft", "dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo")
 REWARD_MODELS = ("global_rm", "local_rm", "dpo_rm")
+BATCH = 8  # replicates between two reports
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ToyConfig:
     """How the toy runs are trained and measured."""
 
     n_pairs: int = 1024
-    """Preference pairs: two draws of the reference each, Bradley-Terry labels by the gold reward."""
+    """Preference pairs: two reference draws each, Bradley-Terry labels by the gold reward."""
     steps: int = 64
     """Full-batch Adam steps of DPO, online DPO and the local reward model; DPO (2x) takes twice."""
     rate: float = 0.05
@@ -46,7 +47,7 @@ class ToyConfig:
     """Of online sampling, and what logits are divided by in its loss."""
     decode: float = 0.01
     """Temperature at which policies are judged."""
-    replicates: int = 32
+    replicates: int = 64
     """Independent data sets."""
     seed: int = 0
     """Of all data."""
@@ -82,13 +83,24 @@ class _Pairs:
     weight: jax.Array
 
 
-def simulate(task: Task, config: ToyConfig) -> ToyResult:
-    """Run every replicate. Raises InputError for a task that is not a Walsh task without EOS."""
+def simulate(
+    task: Task, config: ToyConfig, report: Callable[[int], object] = lambda done: None
+) -> ToyResult:
+    """Run every replicate; report(n) is called as the first n are done.
+
+    Raises InputError for a task that is not a Walsh task without EOS.
+    """
     toy = _Toy(task, config)
     keys = jax.random.split(jax.random.key(config.seed), config.replicates)
-    out = jax.jit(jax.vmap(toy.replicate))(keys)
-    wins, losses, accuracies, dropped = jax.tree.map(np.asarray, out)
-    return ToyResult(wins, losses, accuracies, dropped)
+    batch = jax.jit(lambda some: jax.lax.map(toy.replicate, some))
+    parts = []
+    for start in range(0, config.replicates, BATCH):
+        # Every batch has one shape, hence one program: the last one is filled up and cut.
+        some = jnp.take(keys, jnp.arange(start, start + BATCH), mode="wrap")
+        parts.append(jax.tree.map(np.asarray, batch(some)))
+        report(min(start + BATCH, config.replicates))
+    whole = jax.tree.map(lambda *rows: np.concatenate(rows)[: config.replicates], *parts)
+    return ToyResult(*whole)
 
 
 class _Toy:
@@ -144,9 +156,7 @@ class _Toy:
             self.log_probs(local) / self.horizon,
             config.dpo_beta * (self.log_probs(dpo) - self.log_reference),
         )
-        judged = {
-            name: self.validate(r) for name, r in zip(REWARD_MODELS, implied, strict=True)
-        }
+        judged = {name: self.validate(r) for name, r in zip(REWARD_MODELS, implied, strict=True)}
         return (
             {name: self.judge(p) for name, p in zip(POLICIES, policies, strict=True)},
             {name: loss for name, (loss, _) in judged.items()},
@@ -159,7 +169,7 @@ class _Toy:
         return self.leaves(temper_level(logits, tau).reshape(logits.shape[0], -1))
 
     def preferences(self, key: jax.Array) -> _Pairs:
-        """N prompts by weight, two reference draws each, Bradley-Terry labels by the gold reward."""
+        """Prompts by weight, two reference draws each, Bradley-Terry labels by the gold reward."""
         of_prompt, of_draws, of_label = jax.random.split(key, 3)
         n = self.config.n_pairs
         prompt = jax.random.categorical(of_prompt, jnp.log(self.weights), shape=(n,))

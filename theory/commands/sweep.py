@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -44,10 +45,10 @@ class Sweep:
     def run(self) -> int:
         """0 when every cell is stored."""
         grid = load_grid(self.grid)
-        console = Console(file=sys.stdout, width=None)
+        console = Console(file=sys.stdout)
         if self.dry_run:
             for cell in grid.cells:
-                console.print(f"{cell.name}: {', '.join(cell.arms)}", highlight=False)
+                print(f"{cell.name}: {', '.join(cell.arms)}")
             console.print(f"{len(grid.cells)} cells, {len(grid.cells[0].seeds)} replicates each")
             return 0
         from theory.sweep import load_cells, missing, prepare, run_cell, store
@@ -61,7 +62,7 @@ class Sweep:
         return 0
 
 
-def _progress(grid: Grid, todo: list[Cell], work) -> None:
+def _progress(grid: Grid, todo: list[Cell], work: Callable[[Cell], object]) -> None:
     """Run `work` on every cell behind a bar on stderr with the cell's name and the time left."""
     columns = (
         TextColumn("{task.description}"),
@@ -78,25 +79,22 @@ def _progress(grid: Grid, todo: list[Cell], work) -> None:
             bar.advance(task)
 
 
-def _summary(rows: list[dict]) -> Table:
+def _summary(rows: list[dict[str, Any]]) -> Table:
     """Mean KL (standard error) of each arm at its best ridge, one line a cell."""
     kls: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if row["best_ridge"]:
             kls.setdefault(row["cell"], {}).setdefault(row["arm"], []).append(row["kl"])
-    arms = list(dict.fromkeys(arm for cell in kls.values() for arm in cell))
     table = Table(title="KL(P_pi || P*_r), nats, best ridge in hindsight (standard error)")
-    table.add_column("cell")
-    for arm in arms:
-        table.add_column(arm, justify="right")
+    for column in ("cell", "arm", "KL"):
+        table.add_column(column, overflow="fold")
     for name, cell in kls.items():
-        table.add_row(name, *(_mean_and_error(cell.get(arm)) for arm in arms))
+        for i, (arm, values) in enumerate(cell.items()):
+            table.add_row("" if i else name, arm, _mean_and_error(values))
     return table
 
 
-def _mean_and_error(values: list[float] | None) -> str:
-    if not values:
-        return "-"
+def _mean_and_error(values: list[float]) -> str:
     mean = sum(values) / len(values)
     if len(values) < 2:
         return f"{mean:.3f}"
