@@ -33,7 +33,7 @@ class Check:
     seed: int = 0
     """Trial i of a claim is a function of (seed, claim, i) alone."""
     json: Path | None = None
-    """Write the results here."""
+    """Write the results here; the folder is made if it is missing."""
 
     def run(self) -> int:
         """Run the checks; 0 if all hold and all twins fail, else 1. Raises InputError."""
@@ -60,8 +60,10 @@ class Check:
         if self.json is not None:
             if self.json.is_dir():
                 raise InputError(f"--json {self.json} is a folder")
-            if not self.json.absolute().parent.is_dir():
-                raise InputError(f"--json {self.json}: the folder does not exist")
+            try:
+                self.json.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--json {self.json}: {error.strerror}") from error
 
     def _results(self, claims: tuple[Claim, ...]) -> list[ClaimResult]:
         from theory.claims.base import run_claim
