@@ -73,8 +73,9 @@ class TrainConfig:
         """The paper's rate, scaled so that width x steps x rate stays as in the paper's 1.4B run.
 
         Under Adam a pre-activation moves by about rate x width a step: the one rule for every stage
-        that starts from a trained model. Steps are those of one epoch: DPO and DPO (2x) share it.
-        At the paper's own width and data the rate is the table's.
+        that starts from a trained model. examples: preference pairs of the data set, once; so DPO,
+        DPO (2x) and online DPO (which may drop pairs) all train at one rate. At the paper's own
+        width and data the rate is the table's.
         """
         if self.fixed_rate is not None:
             return self.fixed_rate

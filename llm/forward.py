@@ -7,7 +7,7 @@ are counted per row, so padding changes nothing but rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from llm.models import RewardModel, backbone
 
-LOGIT_ROWS = 32  # completion positions whose logits exist at one time
+LOGITS = 2**19  # logits that exist at one time (2 MB in fp32: they stay in the processor's cache)
+MIN_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def token_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor
     predicting = torch.cat([last[:, None], states[:, :-1]], dim=1)
     kept = batch.completion_mask.bool()
     weight = model.get_output_embeddings().weight
-    values = _TargetLogps.apply(
-        predicting[kept] / temperature, weight, batch.completion_ids[kept], LOGIT_ROWS
-    )
+    values = _TargetLogps.apply(predicting[kept] / temperature, weight, batch.completion_ids[kept])
     return torch.zeros(kept.shape, dtype=values.dtype, device=values.device).masked_scatter(
         kept, values
     )
@@ -109,41 +108,53 @@ def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:
 
 
 class _TargetLogps(torch.autograd.Function):
-    """log softmax(h W^T)[target] for N positions, `rows` of them at a time, in fp32.
+    """log softmax(h W^T)[target] for N positions, in fp32, a block of the vocabulary at a time.
 
-    Neither pass holds more than (rows, vocabulary) logits: the backward pass computes them again.
+    Neither pass holds more than LOGITS logits (a running maximum keeps the sum stable); the
+    backward pass computes them again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         """hidden (N, width), weight (vocabulary, width), target (N,) -> (N,)."""
-        normaliser = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        chosen = torch.empty_like(normaliser)
-        for part in _chunks(len(hidden), rows):
-            logits = (hidden[part] @ weight.T).float()
-            chosen[part] = logits.gather(1, target[part, None])[:, 0]
-            peak = logits.amax(dim=1)
-            normaliser[part] = logits.sub_(peak[:, None]).exp_().sum(dim=1).log_().add_(peak)
+        peak = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+        total = torch.zeros_like(peak)
+        chosen = torch.zeros_like(peak)
+        for start, block in _blocks(weight, len(hidden)):
+            logits = (hidden @ block.T).float()
+            _take(chosen, logits, target - start)
+            higher = torch.maximum(peak, logits.amax(dim=1))
+            total.mul_((peak - higher).exp_())
+            total.add_(logits.sub_(higher[:, None]).exp_().sum(dim=1))
+            peak = higher
+        normaliser = total.log_().add_(peak)
         ctx.save_for_backward(hidden, weight, target, normaliser)
-        ctx.rows = rows
         return chosen - normaliser
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """d/d hidden and d/d weight of sum(grad * log-prob)."""
         (grad,) = grads
         hidden, weight, target, normaliser = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        for part in _chunks(len(hidden), ctx.rows):
-            logits = (hidden[part] @ weight.T).float()
-            slope = logits.sub_(normaliser[part, None]).exp_().mul_(-grad[part, None])
-            slope.scatter_add_(1, target[part, None], grad[part, None].to(slope.dtype))
-            slope = slope.to(weight.dtype)
-            grad_hidden[part] = slope @ weight
-            grad_weight.addmm_(slope.T, hidden[part])
-        return grad_hidden, grad_weight, None, None
+        pulled = grad[:, None].to(hidden.dtype) * hidden
+        grad_weight = torch.zeros_like(weight).index_add_(0, target, pulled)
+        expected = torch.zeros_like(hidden)  # sum over tokens of p(token) W[token]
+        for start, block in _blocks(weight, len(hidden)):
+            logits = (hidden @ block.T).float()
+            p = logits.sub_(normaliser[:, None]).exp_().to(weight.dtype)
+            expected.addmm_(p, block)
+            grad_weight[start : start + len(block)].addmm_(p.T, pulled, alpha=-1.0)
+        return grad[:, None].to(hidden.dtype) * (weight[target] - expected), grad_weight, None
 
 
-def _chunks(total: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, total, size)]
+def _blocks(weight: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """(first token, rows of the output matrix), so that rows x block stays near LOGITS."""
+    size = max(MIN_BLOCK, LOGITS // max(1, rows))
+    for start in range(0, len(weight), size):
+        yield start, weight[start : start + size]
+
+
+def _take(chosen: Tensor, logits: Tensor, index: Tensor) -> None:
+    """chosen[i] = logits[i, index[i]] where index[i] falls into the block."""
+    inside = ((index >= 0) & (index < logits.shape[1])).nonzero()[:, 0]
+    chosen[inside] = logits[inside, index[inside]]

@@ -124,11 +124,13 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
     """Run the loop on the stage's rows; the history and the metrics that every stage has."""
     config = work.train_config
     width = int(objective.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    pairs = len(work.examples("pairs"))  # not len(rows): online arms may have dropped some
+    rate = config.learning_rate(width=width, examples=pairs)
     history = train(
         objective.to(device()),
         rows,
         config,
-        width=width,
+        learning_rate=rate,
         pad=work.vocabulary["pad"],
         seed=work.seed,
         folder=work.folder / "checkpoints",
@@ -138,7 +140,8 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
         "examples": len(rows),
         "steps": int(history[-1]["step"]),
         "epochs": config.epochs,
-        "learning_rate": config.learning_rate(width=width, examples=len(rows)),
+        "learning_rate": rate,
+        "batch_size": config.batch_size,
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
         "parameters": sum(p.numel() for p in objective.model.parameters()),

@@ -118,6 +118,8 @@ def predictions_of(request: Request) -> Path | None:
     """The predictions to judge by: those named; else the shipped ones for shipped task and text."""
     if request.predictions is not None:
         return request.predictions
+    if request.only is not None:
+        return None
     if request.data is not None and kind_of_source(request.data) == "task":
         return None
     return SHIPPED / "predictions.json"

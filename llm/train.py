@@ -7,11 +7,12 @@ loss an example. Everything else (schedule, clipping, checkpoints, resume, data 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -22,6 +23,7 @@ from llm.forward import Batch, collate, completion_logps, completion_rewards, to
 from llm.losses import PairLogps, bradley_terry_loss, dpo_loss, local_loss, sft_loss
 
 LOG_POINTS = 25  # history points a stage
+WINDOW = 16  # batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,40 @@ class _Rows(torch.utils.data.Dataset):
         return self.rows[index]
 
 
+class LengthSampler(torch.utils.data.Sampler):
+    """A shuffled order in which neighbours have similar lengths, so that little is padding.
+
+    The examples are shuffled, sorted by length inside windows of WINDOW batches, cut into batches
+    and the batches shuffled: all from (seed, epoch) alone, so a resumed run goes on in its order.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths)).tolist()
+        window = WINDOW * self.batch_size
+        sorted_order: list[int] = []
+        for start in range(0, len(order), window):
+            sorted_order += sorted(order[start : start + window], key=lambda i: self.lengths[i])
+        whole = len(order) - len(order) % self.batch_size  # a short batch stays the last one
+        batches = [
+            sorted_order[start : start + self.batch_size]
+            for start in range(0, whole, self.batch_size)
+        ]
+        for index in rng.permutation(len(batches)):
+            yield from batches[index]
+        yield from sorted_order[whole:]
+
+
 class _LoggingTrainer(Trainer):
     """Trainer that also logs the means of the objective's statistics since the last log."""
 
@@ -163,6 +199,12 @@ class _LoggingTrainer(Trainer):
         self._count += inputs["prompt_ids"].shape[0]
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        rows = (train_dataset or self.train_dataset).rows
+        lengths = [len(row.prompt) + max(map(len, row.completions)) for row in rows]
+        size = self.args.per_device_train_batch_size
+        return LengthSampler(lengths, batch_size=size, seed=self.args.seed)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means, drop Trainer's wall-clock figures (they are no part of a result)."""
         if self._count and "loss" in logs:
@@ -184,7 +226,7 @@ def train(
     rows: Sequence[Row],
     config: TrainConfig,
     *,
-    width: int,
+    learning_rate: float,
     pad: int,
     seed: int,
     folder: Path,
@@ -203,7 +245,7 @@ def train(
         per_device_train_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
         num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate(width=width, examples=len(rows)),
+        learning_rate=learning_rate,
         lr_scheduler_type=config.schedule,
         adam_epsilon=config.adam_eps,
         weight_decay=0.0,
