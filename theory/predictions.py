@@ -102,6 +102,8 @@ def judge(
     "equal" only when it lies inside the margin. Anything else is inconclusive, with what would decide.
     too_small: a reason why no verdict may stand here at all (a model too small for real text).
     """
+    if too_small:
+        return Verdict(prediction, measurement, "model too small to judge", too_small)
     if measurement is None:
         return Verdict(prediction, None, "not measured", "the study holds no such measurement")
     if measurement.quantity != prediction.quantity or measurement.figure != prediction.figure:
@@ -109,8 +111,6 @@ def judge(
             f"{prediction.figure} {prediction.quantity!r} cannot be judged by "
             f"{measurement.figure} {measurement.quantity!r}"
         )
-    if too_small:
-        return Verdict(prediction, measurement, "model too small to judge", too_small)
     low, high = measurement.low, measurement.high
     if measurement.value is None or low is None or high is None:
         needs = "at least 2 seeds" if len(measurement.seeds) < 2 else None

@@ -1,0 +1,76 @@
+# make demo   the whole road on two CPU cores: theorems, a sweep, small language models, one report
+# make test   lint, types, import contracts and all tests
+# make fmt    format the code        make clean  remove out/        make help  this list
+
+PYTHON ?= python3
+OUT ?= out/demo
+SEEDS ?= 5
+BIN := .venv/bin
+PY := $(BIN)/python
+PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
+
+THEORY := $(shell find theory -name '*.py')
+
+.PHONY: demo test lint fmt clean help study sweep
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+$(BIN)/.demo: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(PIP) -e '.[llm]'
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.demo
+	$(PIP) -e '.[llm,dev]'
+	@touch $@
+
+# --- the demo: each step reads files and writes files; a second run reuses what is there ----------
+
+demo: $(OUT)/report.html
+
+$(OUT)/check.json: $(THEORY) | $(BIN)/.demo
+	@echo "== 1/5 checking the theorems"
+	@mkdir -p $(OUT)
+	@$(PY) -m theory check --json $@
+
+$(OUT)/task.json: $(THEORY) | $(BIN)/.demo
+	@echo "== 2/5 exporting a task and predicting Figs. 3 and 9 at the toy rung"
+	@mkdir -p $(OUT)
+	@$(PY) -m theory task --out $@
+
+$(OUT)/predictions.json: $(OUT)/task.json
+	@$(PY) -m theory forecast fig3 fig9 --task $< --out $@
+
+sweep: | $(BIN)/.demo
+	@echo "== 3/5 measuring the proper-learning gap on small trees"
+	@$(PY) -m theory sweep --out $(OUT)/sweep
+
+study: $(OUT)/predictions.json | $(BIN)/.demo
+	@echo "== 4/5 training small GPT-NeoX models on the exported task"
+	@$(PY) -m llm study fig3 fig9 --preset tiny --seeds $(SEEDS) --data $(OUT)/task.json \
+		--predictions $(OUT)/predictions.json --out $(OUT)/study
+
+$(OUT)/report.html: $(OUT)/check.json sweep study
+	@echo "== 5/5 drawing the report"
+	@$(PY) -m paper_figures report $(OUT)
+
+# --- development ---------------------------------------------------------------------------------
+
+lint: $(BIN)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint
+	$(PY) -m pytest -n 2 --dist loadfile -q
+
+fmt: $(BIN)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf out
