@@ -33,16 +33,16 @@ def levels_panel(
     """
 
     def draw(ax: Axes) -> None:
+        values = [value for row in rows for value in row.per_seed]
+        frame = _frame(values if reference is None else [*values, reference])
         for i, row in enumerate(rows):
             colour, marker = mark(row.name)
             if row.low is not None and row.high is not None:
-                ax.plot([row.low, row.high], [i, i], color=colour, lw=1.0)
+                _bar(ax, i, row.low, row.high, colour, frame)
             offsets = _spread(len(row.per_seed), 0.16)
             ax.plot(row.per_seed, i + offsets, marker, color=colour, ms=4, alpha=0.75, ls="none")
             ax.plot([row.mean, row.mean], [i - 0.32, i + 0.32], color=colour, lw=2)
-        values = [value for row in rows for value in row.per_seed]
-        extra = [] if reference is None else [reference]
-        ax.set_xlim(*_frame([*values, *extra]))
+        ax.set_xlim(*frame)
         if reference is not None:
             ax.axvline(reference, color=INK, lw=0.8, ls=":")
         ax.set_yticks(range(len(rows)), [label(row.name) for row in rows])

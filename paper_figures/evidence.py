@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from paper_figures.levels import METHODS, POLICIES, evaluation_stages, stages_of
+from paper_figures.levels import (
+    METHODS,
+    POLICIES,
+    evaluation_stages,
+    score_name,
+    stages_of,
+)
 from paper_figures.prose import ABSENT, count, duration, listing, number, plural
 from paper_figures.records import Folder, Stage, Study
 from paper_figures.style import label
@@ -18,11 +24,11 @@ SHOWN_PROMPTS = 4
 
 @dataclass(frozen=True)
 class LengthRow:
-    """One policy at one seed: win rate beside the length and the EOS rate of its samples."""
+    """One policy at one seed: its score beside the length and the EOS rate of its samples."""
 
     policy: str
     seed: str
-    win_rate: str
+    score: str
     samples: str
     tokens: str
     ended: str
@@ -39,20 +45,21 @@ class SampleCard:
 
 def length_rows(study: Study) -> list[LengthRow]:
     """Mean tokens and the share that ended with EOS, for every evaluated policy and seed."""
+    score = score_name(study)
     return [
-        _length_row(policy, stage, rows)
+        _length_row(policy, stage, rows, score)
         for policy in POLICIES
         for stage in evaluation_stages(study, policy)
         if (rows := stage.samples())
     ]
 
 
-def _length_row(policy: str, stage: Stage, rows: tuple[SampleRow, ...]) -> LengthRow:
+def _length_row(policy: str, stage: Stage, rows: tuple[SampleRow, ...], score: str) -> LengthRow:
     n = len(rows)
     return LengthRow(
         policy=label(policy),
         seed=ABSENT if stage.seed is None else str(stage.seed),
-        win_rate=number(stage.metrics.get("win_rate")),
+        score=number(stage.metrics.get(score)),
         samples=count(n),
         tokens=number(sum(row.tokens for row in rows) / n, 1),
         ended=number(100 * sum(row.ended for row in rows) / n, 1) + " %",

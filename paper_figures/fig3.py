@@ -10,20 +10,26 @@ from paper_figures.compare import (
     differences_panel,
     levels_panel,
 )
-from paper_figures.levels import POLICIES, levels
+from paper_figures.levels import POLICIES, levels, score_name
 from paper_figures.records import Study
 from paper_figures.style import Picture
 from theory.predictions import Verdict
+
+SCORES = {  # title, axis, and the value that means "no better than the reference"
+    "win_rate": ("Win rate of each policy", "win rate against the reference (0-1, ties half)", 0.5),
+    "rouge_l": ("ROUGE-L of each policy", "ROUGE-L F1 against the reference (0-1)", None),
+}
 
 
 def fig3(study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
     """The picture, or None where there is neither a level nor a prediction to draw."""
     rows = [row for row in verdicts if row.prediction.figure == "fig3"]
-    found = () if study is None else levels(study, "win_rate", POLICIES)
     panels = []
+    score = "win_rate" if study is None else score_name(study)
+    found = () if study is None else levels(study, score, POLICIES)
     if found:
-        title, axis = "Win rate of each policy", "win rate against the reference (0-1, ties half)"
-        panels.append(levels_panel("fig3-levels", title, axis, found, reference=0.5))
+        title, axis, even = SCORES[score]
+        panels.append(levels_panel("fig3-levels", title, axis, found, reference=even))
     if rows:
         title = "Predicted and measured differences"
         panels.append(differences_panel("fig3-differences", title, rows[0].prediction.unit, rows))

@@ -60,6 +60,7 @@ METHODS = (
 )
 POLICIES = METHODS[:5]
 REWARD_MODELS = METHODS[5:]
+SCORES = ("win_rate", "rouge_l")  # in order of preference
 
 
 def evaluation_stages(study: Study, policy: str) -> tuple[Stage, ...]:
@@ -68,3 +69,10 @@ def evaluation_stages(study: Study, policy: str) -> tuple[Stage, ...]:
     The samples that online pairs are made of belong to other stages ('online_pairs_dpo').
     """
     return tuple(s for s in stages_of(study, policy) if (s.folder / "samples.parquet").exists())
+
+
+def score_name(study: Study) -> str:
+    """What the policies are judged by: the win rate, or ROUGE-L where no win rate was measured."""
+    stages = [stage for policy in POLICIES for stage in stages_of(study, policy)]
+    found = [name for name in SCORES if any(s.metrics.get(name) is not None for s in stages)]
+    return found[0] if found else SCORES[0]

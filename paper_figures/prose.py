@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paper_figures.style import label
@@ -52,19 +53,20 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def plus_minus(value: float | None, error: float | None) -> str:
-    """'+0.081 +- 0.012' or a dash."""
+    """'+0.081 +- 0.012' or a dash; as many decimals as the error needs, at most 6."""
     if value is None:
         return ABSENT
-    return number(value, sign=True) + (
-        "" if error is None else f" \N{PLUS-MINUS SIGN} {number(error)}"
-    )
+    if error is None:
+        return number(value, sign=True)
+    digits = 3 if error <= 0 else min(max(3, math.ceil(-math.log10(error))), 6)
+    return f"{number(value, digits, sign=True)} \N{PLUS-MINUS SIGN} {number(error, digits)}"
 
 
-def span(low: float | None, high: float | None) -> str:
+def span(low: float | None, high: float | None, *, sign: bool = True) -> str:
     """'[+0.01, +0.15]', or '' where there is no interval."""
     if low is None or high is None:
         return ""
-    return f"[{number(low, sign=True)}, {number(high, sign=True)}]"
+    return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
 
 
 def count(n: int | float) -> str:
@@ -188,10 +190,53 @@ def _disagreement(verdict: Verdict) -> str:
     return f"{what}: {verdict.outcome}; {got} {measured.unit}; {verdict.reason}.{needs}"
 
 
-def toy_notes(predictions: tuple[Prediction, ...]) -> list[str]:
-    """Where the predicting side itself disagrees with the hypothesis, as its notes say it."""
+def doubts(predictions: Sequence[Prediction]) -> list[str]:
+    """Where the predicting side itself disagrees with the relation that it is asked about."""
+    return [
+        f"{figure_name(p.figure)}, {claim_words(p)}: the {p.rung} rung itself gives "
+        f"{plus_minus(p.value, p.error)} {p.unit}."
+        for p in predictions
+        if p.value is not None and not _agrees(p, p.value)
+    ]
+
+
+def _agrees(prediction: Prediction, value: float) -> bool:
+    if prediction.relation == "equal":
+        return abs(value) <= (prediction.margin or 0.0)
+    return value > 0 if prediction.relation == "greater" else value < 0
+
+
+def prediction_notes(predictions: Sequence[Prediction]) -> list[str]:
+    """What the predicting side notes of its own numbers."""
     return [
         f"{figure_name(p.figure)}, {quantity_words(p.quantity)}: {p.note}"
         for p in predictions
         if p.note
     ]
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One measured quantity in words, whether or not anything was predicted of it."""
+
+    figure: str
+    quantity: str
+    value: str
+    interval: str
+    seeds: str
+    unit: str
+    note: str
+
+
+def measured_row(measurement: Measurement) -> MeasuredRow:
+    """A measurement as the table of everything measured shows it."""
+    difference = " - " in measurement.quantity
+    return MeasuredRow(
+        figure=figure_name(measurement.figure),
+        quantity=quantity_words(measurement.quantity),
+        value=number(measurement.value, sign=difference),
+        interval=span(measurement.low, measurement.high, sign=difference) or ABSENT,
+        seeds=str(len(measurement.seeds)),
+        unit=measurement.unit,
+        note=measurement.note or "",
+    )

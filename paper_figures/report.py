@@ -42,7 +42,7 @@ class Drawn:
 
 def all_verdicts(folder: Folder) -> tuple[Verdict, ...]:
     """The study's verdicts; without any, every prediction stands as not measured."""
-    if folder.verdicts is not None:
+    if folder.verdicts:
         return folder.verdicts
     return tuple(judge(prediction, None) for prediction in folder.predictions or ())
 
@@ -75,6 +75,8 @@ def render(folder: Folder) -> str:
 
 def _context(folder: Folder) -> dict[str, Any]:
     verdicts, study = all_verdicts(folder), folder.study
+    predictions = [row.prediction for row in verdicts]
+    measurements = None if study is None else study.measurements
     drawn = {picture.name: _drawn(picture) for picture in pictures(folder)}
     return {
         "title": TITLE,
@@ -92,10 +94,13 @@ def _context(folder: Folder) -> dict[str, Any]:
         "paper_claims": {name: _claims(verdicts, name) for name in ("fig3", "fig9")},
         "assumptions": _assumptions(verdicts),
         "disagreements": prose.disagreements(verdicts),
-        "toy_notes": prose.toy_notes(tuple(row.prediction for row in verdicts)),
+        "doubts": prose.doubts(predictions),
+        "notes": prose.prediction_notes(predictions),
+        "measured": [prose.measured_row(row) for row in measurements or ()],
         "study": study,
         "training": [] if study is None else evidence.training_sentences(study),
         "card": [] if study is None or not study.data_card else evidence.flatten(study.data_card),
+        "score_name": "" if study is None else prose.label(evidence.score_name(study)),
         "lengths": [] if study is None else evidence.length_rows(study),
         "samples": [] if study is None else evidence.sample_cards(study),
         "provenance": [] if study is None else evidence.provenance(study),

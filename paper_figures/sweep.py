@@ -14,6 +14,7 @@ from paper_figures.prose import MINUS, number
 from paper_figures.style import (
     BLUE,
     INK,
+    MARKS,
     ORANGE,
     PURPLE,
     SKY,
@@ -27,8 +28,8 @@ from paper_figures.tables import SweepRecord
 
 SETTING = ("family", "degree", "class_degree", "sharpness", "horizon", "bits", "beta")
 WORDS = {
-    "degree": "degree k",
-    "class_degree": "class of degree",
+    "degree": "k",
+    "class_degree": "class k",
     "sharpness": "s",
     "horizon": "H",
     "width": "bits a token",
@@ -183,7 +184,7 @@ def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
     title = setting_words(setting, only=varied | {"degree", "horizon"})
 
     def draw(ax: Axes) -> None:
-        for arm in sorted({p.arm for p in rows}):
+        for arm in sorted({p.arm for p in rows}, key=_arm_order):
             mine = sorted((p for p in rows if p.arm == arm), key=lambda p: p.n_pairs)
             _line(
                 ax,
@@ -262,6 +263,11 @@ def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, 
     panel = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
     height = 2.7 + (0.17 if several else 0.17 * len(lines))
     return Panel(panel, draw, f"{title.replace(chr(10), ', ')}, nats. {said}", height=height)
+
+
+def _arm_order(arm: str) -> int:
+    """The order of style.MARKS: an arm that must lie on another one is drawn after it."""
+    return list(MARKS).index(arm) if arm in MARKS else len(MARKS)
 
 
 def _line(

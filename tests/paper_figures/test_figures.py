@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,20 @@ def test_figures_3_and_9(demo: Path) -> None:
     assert len(ninth.panels) == 4
     assert fig3(None, ()) is None
     assert fig9(None, ()) is None
+
+
+def test_rouge_l_stands_where_no_win_rate_was_measured(
+    demo: Path, edit_json: Callable[[Path, Callable[[Any], None]], None]
+) -> None:
+    for record in (demo / "study" / "stages").glob("eval_*/record.json"):
+        edit_json(record, lambda body: body.update(metrics={"rouge_l": 0.2}))
+    study = load_folder(demo).study
+    assert study is not None
+    picture = fig3(study, ())
+    assert picture is not None
+    assert [panel.name for panel in picture.panels] == ["fig3-levels"]
+    assert picture.panels[0].alt.startswith("ROUGE-L of each policy")
+    assert length_rows(study)[0].score == "0.200"
 
 
 def test_predictions_alone_make_a_figure(demo: Path) -> None:

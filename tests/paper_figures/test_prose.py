@@ -88,10 +88,21 @@ def test_models_too_small_share_one_sentence() -> None:
     assert lines == ["2 predictions: model too small to judge. Reason: 2 layers"]
 
 
-def test_toy_notes() -> None:
-    assert prose.toy_notes((prediction(),)) == []
-    (line,) = prose.toy_notes((prediction(note="other sign at N = 64"),))
-    assert line.endswith("other sign at N = 64")
+def test_notes_and_doubts() -> None:
+    assert prose.prediction_notes([prediction()]) == []
+    (line,) = prose.prediction_notes([prediction(note="means 0.86 and 0.84")])
+    assert line.endswith("means 0.86 and 0.84")
+    assert prose.doubts([prediction(), prediction(value=None, error=None)]) == []
+    (doubt,) = prose.doubts([prediction(value=-0.2)])
+    assert "the toy rung itself gives \u22120.200" in doubt
+    assert len(prose.doubts([prediction(relation="less")])) == 1
+    assert prose.doubts([prediction(relation="equal", margin=0.2)]) == []
+
+
+def test_an_error_shows_at_least_one_digit() -> None:
+    assert prose.plus_minus(0.0741, 0.00039) == "+0.0741 ± 0.0004"
+    assert prose.plus_minus(-0.5, None) == "\u22120.500"
+    assert prose.plus_minus(0.5, 0.2) == "+0.500 ± 0.200"
 
 
 def test_a_row_without_a_measurement_or_a_value() -> None:

@@ -44,7 +44,9 @@ def test_numbers_in_prose_follow_the_records(page: str) -> None:
     assert "1,500 examples for SFT, 6,000 preference pairs" in page
     assert "2 of 2 claims hold; 2 of 2 broken twins fail, as they must." in page
     assert "Online DPO beats offline DPO." in page
+    assert "the toy rung itself gives \u22120.010" in page
     assert "the toy rung has the other sign here" in page
+    assert "Everything that was measured" in page
     assert "8 min 1 s" in page
 
 
@@ -77,6 +79,17 @@ def test_without_verdicts_every_prediction_stands_as_not_measured(demo: Path) ->
     page = render(load_folder(demo))
     assert "no language-model study in this folder" in page
     assert page.count('data-outcome="not measured"') == 7
+
+
+def test_a_study_without_predictions_still_shows_what_was_measured(
+    demo: Path, edit_json: Edit
+) -> None:
+    edit_json(demo / "study" / "verdicts.json", lambda body: body["verdicts"].clear())
+    (demo / "predictions.json").unlink()
+    page = render(load_folder(demo))
+    assert "No verdict and no prediction in this folder." in page
+    assert 'id="measured"' in page
+    assert 'id="picture-fig3"' in page
 
 
 def test_a_model_too_small_is_said_once_and_in_every_row(real_study: Path) -> None:

@@ -74,7 +74,7 @@ def test_panels_of_the_whole_sweep(demo: Path) -> None:
     assert len(set(names)) == len(names)
     rows = sweep_rows(sweep)
     assert len(rows) == 6 * 3
-    assert rows[0]["setting"] == "degree k = 2, H = 4"
+    assert rows[0]["setting"] == "k = 2, H = 4"
 
 
 def joined(*records: SweepRecord, **columns: list) -> SweepRecord:
@@ -105,7 +105,7 @@ def test_a_class_of_another_degree_is_another_setting() -> None:
     assert len(found) == 4
     assert len(gaps(found)) == 2
     words = {setting_words(p.setting) for p in found}
-    assert sum("class of degree = 8" in text for text in words) == 1
+    assert sum("class k = 8" in text for text in words) == 1
 
 
 def test_the_two_readings_of_a_shorter_horizon_are_two_panels() -> None:
@@ -123,5 +123,5 @@ def test_the_two_readings_of_a_shorter_horizon_are_two_panels() -> None:
 
 def test_setting_words() -> None:
     assert setting_words(tuple(FIXED.items()), leave_out=("beta",)) == (
-        "walsh, degree k = 2, s = 2, H = 8, bits = 8"
+        "walsh, k = 2, s = 2, H = 8, bits = 8"
     )
