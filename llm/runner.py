@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -92,7 +93,7 @@ class _Board:
 
     def _draw(self) -> None:
         part = sum(self.cost[name] * fraction for name, fraction in self.running.items())
-        names = ", ".join(self.running) or "waiting"
+        names = escape(", ".join(self.running)) or "waiting"
         self.progress.update(self.task, completed=self.done + part, description=names)
 
 

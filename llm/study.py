@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llm import tables
@@ -240,7 +241,8 @@ def print_plan(plan: Plan) -> None:
         table.add_column(column)
     for stage in plan.stages:
         inputs = ", ".join(stage_id for _, stage_id in stage.inputs)
-        table.add_row(stage.id, state(store, plan, stage), inputs, plan.keys[stage.id].directory)
+        directory = plan.keys[stage.id].directory
+        table.add_row(escape(stage.id), state(store, plan, stage), escape(inputs), directory)
     Console().print(table)
 
 
@@ -271,5 +273,5 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
         measured = "-" if m is None or m.value is None else f"{m.value:+.3f}"
         if m is not None and m.low is not None and m.high is not None:
             measured += f" [{m.low:+.3f}, {m.high:+.3f}]"
-        table.add_row(p.figure, p.quantity, predicted, measured, verdict.outcome)
+        table.add_row(p.figure, escape(p.quantity), predicted, escape(measured), verdict.outcome)
     Console().print(table)

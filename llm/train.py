@@ -202,7 +202,7 @@ class _LoggingTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         rows = (train_dataset or self.train_dataset).rows
         lengths = [len(row.prompt) + max(map(len, row.completions)) for row in rows]
-        size = self.args.per_device_train_batch_size
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return LengthSampler(lengths, batch_size=size, seed=self.args.seed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,0 +1,178 @@
+"""The training loop: EOS is learned, DPO starts at ln 2, resume equals an unbroken run."""
+
+import math
+
+import pytest
+import torch
+
+from llm.config import ModelConfig, TrainConfig
+from llm.forward import collate, completion_logps
+from llm.models import RewardModel, new_policy, weights_digest
+from llm.train import (
+    LengthSampler,
+    PolicyObjective,
+    RewardObjective,
+    Row,
+    SupervisedObjective,
+    score,
+    train,
+)
+
+PAD, EOS, VOCABULARY = 1, 0, 12
+SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=32)
+
+
+def _policy(seed=0):
+    return new_policy(SHAPE, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=seed)
+
+
+def _config(**changes):
+    settings = {"batch_size": 8, "paper_rate": 1e-3, "paper_batch": 8, "schedule": "linear"}
+    return TrainConfig(**{**settings, **changes})
+
+
+def _train(objective, rows, folder, *, seed=0, rate=3e-3, report=lambda f: None, **changes):
+    return train(
+        objective,
+        rows,
+        _config(**changes),
+        learning_rate=rate,
+        pad=PAD,
+        seed=seed,
+        folder=folder,
+        report=report,
+    )
+
+
+def _pairs(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(2, VOCABULARY, (length,), generator=generator).tolist())
+
+    return [Row(ids(2, 9), ((*ids(1, 6), EOS), (*ids(1, 6), EOS))) for _ in range(n)]
+
+
+def test_eos_is_learned_and_padding_is_not(tmp_path):
+    """Completions are one to three times token 5, then EOS: the model must learn to end."""
+    rows = [Row((3, 4), ((*[5] * (1 + i % 3), EOS),)) for i in range(192)]
+    model = _policy()
+    history = _train(SupervisedObjective(model), rows, tmp_path, rate=1e-2, epochs=5)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    with torch.no_grad():
+        after_three = model(input_ids=torch.tensor([[3, 4, 5, 5, 5]])).logits[0, -1].softmax(-1)
+        after_one = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
+    assert after_three[EOS] > 0.9
+    assert after_one[EOS] == pytest.approx(1 / 3, abs=0.1)
+    assert after_one[PAD] < 0.01
+
+
+def test_dpo_starts_at_ln_2(tmp_path):
+    model = _policy()
+    rows = _pairs(40)
+    logps = score(
+        lambda batch: completion_logps(model, batch),
+        [(row.prompt, row.completions) for row in rows],
+        pad=PAD,
+        batch_size=7,
+    )
+    anchored = [Row(r.prompt, r.completions, v) for r, v in zip(rows, logps, strict=True)]
+    history = _train(PolicyObjective(model, beta=0.05), anchored, tmp_path, epochs=4)
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert history[-1]["loss"] < math.log(2)
+    assert {"chosen_logp", "rejected_logp", "margin", "accuracy"} <= set(history[-1])
+
+
+def test_dpo_without_reference_values_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="reference's log-probs"):
+        _train(PolicyObjective(_policy(), beta=0.05), _pairs(8), tmp_path)
+
+
+def test_score_keeps_the_rows_order():
+    model = _policy().eval()
+    rows = [(row.prompt, row.completions) for row in _pairs(23)]
+    together = score(lambda b: completion_logps(model, b), rows, pad=PAD, batch_size=6)
+    with torch.no_grad():
+        for row, values in zip(rows, together, strict=True):
+            alone = completion_logps(model, collate([row[0]], [row[1]], pad=PAD))[0]
+            assert values == pytest.approx(alone.tolist(), abs=1e-5)
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PolicyObjective(_policy(), beta=0.5, with_reference=False),
+        lambda: RewardObjective(RewardModel(_policy(), seed=3)),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, make):
+    """Broken inside the second epoch, after a checkpoint: order, optimizer and schedule go on."""
+    rows = _pairs(64)
+    whole = make()
+    unbroken = _train(whole, rows, tmp_path / "whole", epochs=2, save_steps=5)
+
+    def kill(fraction):
+        if fraction >= 0.8:
+            raise _KilledError
+
+    broken = make()
+    with pytest.raises(_KilledError):
+        _train(broken, rows, tmp_path / "broken", epochs=2, save_steps=5, report=kill)
+    assert list((tmp_path / "broken").glob("checkpoint-*"))
+    resumed = make()
+    history = _train(resumed, rows, tmp_path / "broken", epochs=2, save_steps=5)
+    assert weights_digest(resumed.model) == weights_digest(whole.model)
+    assert history == unbroken
+
+
+def test_accumulation_does_not_change_the_result(tmp_path):
+    rows = _pairs(32)
+    models = []
+    for steps in (1, 4):
+        objective = PolicyObjective(_policy(), beta=0.5, with_reference=False)
+        _train(objective, rows, tmp_path / str(steps), accumulation=steps, rate=1e-3)
+        models.append(objective.model)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_seeds_decide_the_order(tmp_path):
+    digests = []
+    for run, seed in enumerate((0, 0, 1)):
+        objective = PolicyObjective(_policy(), beta=0.5, with_reference=False)
+        _train(objective, _pairs(32), tmp_path / str(run), seed=seed)
+        digests.append(weights_digest(objective.model))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_length_sampler_visits_everything_once_in_similar_lengths():
+    lengths = torch.randint(1, 500, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = LengthSampler(lengths, batch_size=8, seed=1)
+    first, again = list(sampler), list(sampler)
+    assert sorted(first) == list(range(1003))
+    assert first == again
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+    def padded(order):
+        batches = [order[i : i + 8] for i in range(0, len(order), 8)]
+        return sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+
+    assert padded(first) < 1.15 * sum(lengths) < padded(list(range(1003)))
+
+
+def test_the_learning_rate_rule():
+    config = TrainConfig(128, 3e-7, 128, "linear")
+    assert config.learning_rate(width=2048, examples=92_900) == pytest.approx(3e-7, rel=1e-3)
+    small = TrainConfig(16, 3e-7, 128, "linear")
+    rate = small.learning_rate(width=64, examples=1024)
+    assert rate * 64 * 64 == pytest.approx(3e-7 * 2048 * 92_900 / 128, rel=1e-6)
+    assert (
+        TrainConfig(16, 3e-7, 128, "linear", fixed_rate=1e-4).learning_rate(width=64, examples=1024)
+        == 1e-4
+    )
