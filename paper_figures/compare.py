@@ -17,6 +17,7 @@ from theory.predictions import Verdict
 DIFFERENCE_CAPTION = (
     "Differences: open diamond, the prediction of the toy rung with its standard error; dots, one "
     "for each seed; bar, the mean over seeds with the interval named in the verdict table. "
+    "Pale band: paired bootstrap within one seed. "
     "An interval that leaves the frame ends in an arrow. The shaded side is the predicted one."
 )
 LEVEL_CAPTION = (
@@ -100,6 +101,9 @@ def _draw_row(ax: Axes, i: int, row: Verdict, frame: tuple[float, float]) -> Non
         _bar(ax, i + 0.17, measured.low, measured.high, MEASURED, frame)
     if measured.per_seed:
         offsets = _spread(len(measured.per_seed), 0.07)
+        for inside, offset in zip(measured.within or (), offsets, strict=False):
+            if inside is not None:
+                ax.plot(inside, [i + 0.17 + offset] * 2, color=MEASURED, lw=3.2, alpha=0.2)
         ax.plot(
             measured.per_seed, i + 0.17 + offsets, "o", color=MEASURED, ms=3.4, alpha=0.7, ls="none"
         )

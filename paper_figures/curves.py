@@ -56,7 +56,7 @@ def _panel(kind: str, stages: Sequence[Stage]) -> Panel:
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats)")
         ax.set_title(label(kind))
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
 
     last = "; ".join(f"{s.name} ends at {series(s.history, TRAINING)[1][-1]:.3f}" for s in stages)
     return Panel(f"curve-{kind}", draw, f"Training loss of {label(kind)} against step. {last}", 2.1)

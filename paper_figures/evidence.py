@@ -20,6 +20,7 @@ from paper_figures.style import label
 from paper_figures.tables import SampleRow
 
 SHOWN_PROMPTS = 4
+REFERENCE_SCORE = "reference_score"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SampleCard:
 
     prompt: str
     reference: str | None
+    reference_note: str
     outputs: tuple[tuple[str, str, str], ...]
 
 
@@ -83,12 +85,15 @@ def _sample_card(key: str, by_policy: dict[str, dict[str, SampleRow]]) -> Sample
     rows = {policy: found[key] for policy, found in by_policy.items() if key in found}
     first = next(iter(rows.values()))
     outputs = tuple((label(policy), row.sample, _sample_note(row)) for policy, row in rows.items())
-    return SampleCard(first.prompt, first.reference, outputs)
+    score = first.scores.get(REFERENCE_SCORE)
+    note = "" if score is None else f"score {number(score)}"
+    return SampleCard(first.prompt, first.reference, note, outputs)
 
 
 def _sample_note(row: SampleRow) -> str:
     ended = "ended with EOS" if row.ended else "cut at the limit"
-    scores = "".join(f"; {name.replace('_', ' ')} {number(v)}" for name, v in row.scores.items())
+    own = {name: value for name, value in row.scores.items() if name != REFERENCE_SCORE}
+    scores = "".join(f"; {name.replace('_', ' ')} {number(value)}" for name, value in own.items())
     return f"{plural(row.tokens, 'token')}, {ended}{scores}"
 
 

@@ -223,6 +223,7 @@ class MeasuredRow:
     quantity: str
     value: str
     interval: str
+    within: str
     seeds: str
     unit: str
     note: str
@@ -236,6 +237,8 @@ def measured_row(measurement: Measurement) -> MeasuredRow:
         quantity=quantity_words(measurement.quantity),
         value=number(measurement.value, sign=difference),
         interval=span(measurement.low, measurement.high, sign=difference) or ABSENT,
+        within="; ".join(span(*inside) if inside else ABSENT for inside in measurement.within or ())
+        or ABSENT,
         seeds=str(len(measurement.seeds)),
         unit=measurement.unit,
         note=measurement.note or "",

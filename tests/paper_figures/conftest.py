@@ -118,6 +118,7 @@ def make_measurements() -> list[Measurement]:
                 value=value, low=value - half, high=value + half, rung="tiny", seeds=SEEDS,
                 interval="95% t interval over seeds", seeds_to_decide=11,
                 per_seed=tuple(value + d * half / 2 for d in (-1, 0, 1)),
+                within=((value - half, value), None, (value, value + half)),
             )
         )  # fmt: skip
     return out
