@@ -134,7 +134,7 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
     """Human-readable places at which two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
-        for key in sorted(set(old) | set(new)):
+        for key in {**old, **new}:
             inner = f"{place}.{key}" if place else key
             found += _differences(old.get(key), new.get(key), inner)
         return found

@@ -1,0 +1,315 @@
+"""The study end to end on a small task: resume after kills, records, verdicts, bad input."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+
+from llm import __main__ as command
+from llm import stages
+from llm.data.task_file import read_task
+from llm.records import file_digest
+from theory.predictions import Prediction, load_measurements, load_verdicts, save
+
+SCRIPT = Path(__file__).with_name("small_study.py")
+spec = importlib.util.spec_from_file_location("small_study", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+spec.loader.exec_module(importlib.util.module_from_spec(spec))  # registers the preset "test"
+
+
+def _arguments(task: Path, out: Path, *more: str) -> list[str]:
+    return ["study", "--preset", "test", "--data", str(task), "--out", str(out), *more]
+
+
+def _predictions(path: Path, task: Path | None) -> Path:
+    def of(figure, quantity):
+        return Prediction(figure, quantity, "greater", 0.1, 0.01, "u", "toy", "test", (), "claim")
+
+    rows = [
+        of("fig3", "win_rate[online_dpo_sft] - win_rate[dpo]"),
+        of("fig9", "val_loss[local_rm] - val_loss[global_rm]"),
+        of("fig9", "val_accuracy[global_rm] - val_accuracy[local_rm]"),
+    ]
+    save(path, "predictions", rows, task=None if task is None else file_digest(task))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(task file, finished study of both figures and two seeds, run without a break)."""
+    folder = tmp_path_factory.mktemp("study")
+    task = folder / "task.json"
+    conftest = importlib.util.spec_from_file_location("c", Path(__file__).with_name("conftest.py"))
+    assert conftest is not None
+    assert conftest.loader is not None
+    module = importlib.util.module_from_spec(conftest)
+    conftest.loader.exec_module(module)
+    task.write_text(json.dumps(module.make_task()))
+    predictions = _predictions(folder / "predictions.json", task)
+    arguments = _arguments(task, folder / "out", "--predictions", str(predictions), "--jobs", "1")
+    assert command.main(arguments) == 0
+    return task, folder / "out", predictions
+
+
+def _content(out: Path) -> dict[str, object]:
+    """Everything that must be the same after a resume: metrics, weights, samples, histories."""
+    found: dict[str, object] = {}
+    for record_file in sorted(out.glob("stages/*/record.json")):
+        record = json.loads(record_file.read_text())
+        name = record_file.parent.name
+        found[name] = {k: record[k] for k in ("metrics", "history", "weights_sha256", "inputs")}
+        for table in record_file.parent.glob("*.parquet"):
+            found[f"{name}/{table.name}"] = file_digest(table)
+    found["measurements"] = (out / "measurements.json").read_text()
+    found["verdicts"] = (out / "verdicts.json").read_text()
+    return found
+
+
+def test_every_arm_is_trained_measured_and_recorded(study):
+    task_file, out, _ = study
+    record = json.loads((out / "study.json").read_text())
+    arms = ["sft", *(f"{n}[{s}]" for s in (0, 1) for n in ("global_rm", "local_rm", "dpo"))]
+    arms += [f"{n}[{s}]" for s in (0, 1) for n in ("dpo_2x", "online_dpo_sft", "online_dpo_dpo")]
+    assert set(arms) <= set(record["stages"])
+    for arm in arms:
+        folder = out / record["stages"][arm]
+        with safe_open(folder / "model.safetensors", framework="pt") as weights:
+            assert weights.keys()
+        stage = json.loads((folder / "record.json").read_text())
+        assert len(stage["weights_sha256"]) == 64
+        assert stage["metrics"]["steps"] == stage["history"][-1]["step"]
+    rates = {
+        json.loads((out / record["stages"][arm] / "record.json").read_text())["metrics"][
+            "learning_rate"
+        ]
+        for arm in arms
+        if "dpo" in arm or "local" in arm
+    }
+    assert len(rates) == 1  # one rule, the same for every DPO arm
+    card = json.loads((out / "data_card.json").read_text())
+    assert card["counts"]["pairs"] == 48
+    task = read_task(task_file)
+    leaves = np.load(out / record["stages"]["eval_dpo[0]"] / "leaf_logprobs.npz")
+    assert leaves.files == list(task.prompts)
+    assert all(0 < np.exp(leaves[name]).sum() <= 1 + 1e-5 for name in leaves.files)
+
+
+def test_online_pairs_are_best_and_worst(study):
+    _, out, _ = study
+    record = json.loads((out / "study.json").read_text())
+    folder = out / record["stages"]["online_pairs_sft[1]"]
+    samples = pq.read_table(folder / "samples.parquet").to_pylist()
+    by_pool: dict[str, list] = {}
+    for row in samples:
+        by_pool.setdefault(row["prompt_id"], []).append(row["score"])
+    for pair in pq.read_table(folder / "pairs.parquet").to_pylist():
+        assert pair["chosen_score"] == max(by_pool[pair["prompt_id"]])
+        assert pair["rejected_score"] == min(by_pool[pair["prompt_id"]])
+    metrics = json.loads((folder / "record.json").read_text())["metrics"]
+    assert metrics["pairs"] + metrics["pools_dropped_all_identical"] == 48
+
+
+def test_measurements_and_verdicts(study):
+    _, out, _ = study
+    measured = {(m.figure, m.quantity): m for m in load_measurements(out / "measurements.json")}
+    difference = measured["fig3", "win_rate[online_dpo_sft] - win_rate[dpo]"]
+    alone = [measured["fig3", f"win_rate[{n}]"] for n in ("online_dpo_sft", "dpo")]
+    for i in range(2):
+        gap = alone[0].per_seed[i] - alone[1].per_seed[i]
+        assert difference.per_seed[i] == pytest.approx(gap)
+    assert difference.low is not None
+    assert difference.high is not None
+    assert difference.value is not None
+    assert difference.low < difference.value < difference.high
+    verdicts = load_verdicts(out / "verdicts.json")
+    assert verdicts[0].prediction.quantity == difference.quantity
+    assert all(v.outcome in ("supported", "contradicted", "inconclusive") for v in verdicts)
+
+
+def test_a_second_run_trains_nothing(study):
+    task, out, predictions = study
+    before = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/*")}
+    assert command.main(_arguments(task, out, "--predictions", str(predictions))) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("stages/*/*")} == before
+
+
+def _kill_when(process: subprocess.Popen, seen, *, seconds: float = 240.0) -> bool:
+    """SIGKILL the study as soon as `seen()` holds; False if it ended by itself."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            return False
+        if seen():
+            process.kill()  # the parent alone: its workers must notice and end
+            process.wait()
+            time.sleep(1.0)
+            return True
+        time.sleep(0.005)
+    raise AssertionError("nothing to kill within the time")
+
+
+def test_killed_between_and_inside_stages_it_ends_the_same(study, tmp_path):
+    task, whole, predictions = study
+    out = tmp_path / "out"
+    more = ("--predictions", str(predictions), "--jobs", "2")
+    line = [sys.executable, str(SCRIPT), *_arguments(task, out, *more)]
+
+    def start():
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(line, start_new_session=True, stderr=log, stdout=log)
+
+    def inside_training():
+        return list(out.glob("stages/.*.partial/checkpoints/checkpoint-*/trainer_state.json"))
+
+    def between():
+        return len(list(out.glob("stages/[!.]*/record.json"))) >= 9
+
+    killed = [_kill_when(start(), inside_training), _kill_when(start(), between)]
+    assert all(killed)
+    last = start()
+    assert last.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    assert _content(out) == _content(whole)
+    assert not list(out.glob("stages/.*"))
+
+
+def test_a_failed_stage_stops_only_what_rests_on_it(study, tmp_path, capsys, monkeypatch):
+    task, *_ = study
+    out = tmp_path / "out"
+
+    def breaks(work):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setitem(stages.KINDS, "local_rm", breaks)
+    line = _arguments(task, out, "fig9", "--seeds", "1", "--jobs", "1")
+    assert command.main(line) == 1
+    errors = capsys.readouterr().err
+    assert "failed: local_rm[0]: RuntimeError: no memory left" in errors
+    assert "failed: eval_local_rm[0]: an input failed" in errors
+    done = json.loads((out / "study.json").read_text())["stages"]
+    assert {"eval_global_rm[0]", "eval_dpo_rm[0]"} <= set(done)
+    assert command.main(["status", str(out)]) == 1
+    assert "no memory left" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert command.main(line) == 0
+
+
+# --- bad input: one clear error, exit code 2, nothing left behind --------------------------------
+
+
+def _refused(capsys, out: Path, arguments: list[str]) -> str:
+    assert command.main(arguments) == 2
+    errors = capsys.readouterr().err.strip()
+    assert errors.startswith("error: ")
+    assert "\n" not in errors
+    assert not out.exists()
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "--preset", "huge"], "unknown preset 'huge'; known: tiny"),
+        (["study", "fig33"], "unknown figure 'fig33'; known: fig3, fig9"),
+        (["study", "--data", "/no/such/path"], "/no/such/path: no such path"),
+        (["study", "--seeds", "0"], "--seeds 0"),
+        (["study", "--jobs", "0"], "--jobs 0"),
+        (["study", "--predictions", "/no/predictions.json"], "/no/predictions.json"),
+        (["study", "--tokenizer", "x.json"], "a task brings its own"),
+        (["train", "dpo[7]x"], "is no number"),
+        (["train", "ppo[0]"], "unknown stage 'ppo[0]'"),
+    ],
+)
+def test_bad_arguments_are_refused(capsys, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    assert message in _refused(capsys, out, [*arguments, "--out", str(out)])
+
+
+def test_bad_data_is_refused_and_nothing_is_left(capsys, tmp_path, small_tokenizer_file):
+    out = tmp_path / "out"
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "comparisons.json").write_text('{"info": {}}\nnot json\n')
+    tokenizer = ["--tokenizer", str(small_tokenizer_file)]
+    line = ["study", "--data", str(data), "--out", str(out), *tokenizer]
+    assert "comparisons.json" in _refused(capsys, out, line)
+
+
+def test_a_task_with_bad_numbers_is_refused(capsys, tmp_path, small_task):
+    out, path = tmp_path / "out", tmp_path / "bad.json"
+    for change, message in (
+        ({"beta": 0}, "beta"),
+        ({"horizon": 400}, "horizon"),
+    ):
+        path.write_text(json.dumps({**small_task, **change}))
+        assert message in _refused(capsys, out, _arguments(path, out))
+
+
+def test_another_configuration_in_the_same_folder_is_refused(capsys, study):
+    task, out, _ = study
+    before = (out / "identity.json").read_text()
+    line = ["study", "--preset", "tiny", "--data", str(task), "--out", str(out)]
+    assert command.main(line) == 2
+    errors = capsys.readouterr().err
+    assert "was made by another configuration" in errors
+    assert "preset" in errors
+    assert (out / "identity.json").read_text() == before
+
+
+def test_predictions_for_another_task_are_refused(capsys, study, tmp_path, small_eos_task_file):
+    _, _, predictions = study
+    out = tmp_path / "out"
+    line = _arguments(small_eos_task_file, out, "--predictions", str(predictions))
+    assert "was made for task" in _refused(capsys, out, line)
+
+
+def test_a_folder_with_other_things_is_refused(capsys, study, tmp_path):
+    task, *_ = study
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert command.main(_arguments(task, tmp_path)) == 2
+    assert "holds no study" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_text_is_trained_on_but_not_judged(capsys, tmp_path, small_tldr, small_tokenizer_file):
+    """Real loading code on small files: lengths, ROUGE-L, and no verdict at this size."""
+    out = tmp_path / "out"
+    line = _arguments(small_tldr, out, "--tokenizer", str(small_tokenizer_file))
+    assert command.main([*line, "--seeds", "1", "--jobs", "1"]) == 0
+    verdicts = load_verdicts(out / "verdicts.json")
+    assert verdicts
+    assert {v.outcome for v in verdicts} == {"model too small to judge"}
+    assert "8 posts and 30 pairs" in verdicts[0].reason
+    measured = {m.quantity for m in load_measurements(out / "measurements.json")}
+    assert {"rouge_l[dpo]", "mean_tokens[online_dpo_dpo]", "val_loss[dpo_rm]"} <= measured
+    assert not any(quantity.startswith("win_rate") for quantity in measured)
+
+
+def test_status_and_dry_run(capsys, study, tmp_path):
+    task, out, _ = study
+    assert command.main(["status", str(out)]) == 0
+    assert "done" in capsys.readouterr().out
+    assert command.main(_arguments(task, tmp_path / "new", "--dry-run")) == 0
+    assert not (tmp_path / "new").exists()
+    assert command.main(["status", str(tmp_path)]) == 2
+
+
+def test_train_makes_one_model_and_a_study_finds_it(study, tmp_path):
+    task, *_ = study
+    out = tmp_path / "out"
+    line = ["--preset", "test", "--data", str(task), "--out", str(out), "--jobs", "1"]
+    assert command.main(["train", "global_rm[0]", *line]) == 0
+    made = {path.parent.name for path in out.glob("stages/*/record.json")}
+    assert {name.split("-")[0] for name in made} == {"data", "sft", "global_rm"}
+    assert command.main(["study", "fig9", "--seeds", "1", *line]) == 0
+    assert made <= {path.parent.name for path in out.glob("stages/*/record.json")}
