@@ -187,7 +187,7 @@ def fit(arm: Arm, pairs: np.ndarray, weights: np.ndarray, ridges: tuple[float, .
 
 @lru_cache(maxsize=64)
 def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-    """One compiled program a shape: ridges in turn, replicates together."""
+    """One compiled program a shape: ridges in turn, replicates together where that pays."""
 
     def one(
         pairs: jax.Array, weights: jax.Array, ridge: jax.Array
@@ -208,8 +208,14 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     def every(
         pairs: jax.Array, weights: jax.Array, ridges: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        batch = jax.vmap(one, in_axes=(0, None, None))
-        return jax.lax.map(lambda ridge: batch(pairs, weights, ridge), ridges)
+        def batch(ridge: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            if arm.basis is None:
+                return jax.vmap(one, in_axes=(0, None, None))(pairs, weights, ridge)
+            return jax.lax.map(
+                lambda some: one(some, weights, ridge), pairs
+            )  # one matmul at a time
+
+        return jax.lax.map(batch, ridges)
 
     return jax.jit(every)
 
@@ -235,9 +241,9 @@ def newton_linear(
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         theta, here, gradient, _, count = state
         p = jax.nn.sigmoid(differences @ theta)
-        hessian = (differences.T * (weights * p * (1.0 - p))) @ differences + ridge * eye
+        hessian = (differences.T * (weights * p * (1.0 - p))[None, :]) @ differences + ridge * eye
         direction = jnp.linalg.solve(hessian, gradient)
-        tried = jax.vmap(value)(theta - fractions[:, None] * direction)
+        tried = jax.vmap(lambda f: value(theta - f * direction))(fractions)
         best = jnp.argmin(tried)
         lower = tried[best] < here
         moved = theta - jnp.where(lower, fractions[best], 1.0) * direction
@@ -290,9 +296,10 @@ def lbfgs(
     def step(carry: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
         theta, state = carry
         value, gradient = value_and_grad(theta, state=state)
-        updates, state = solver.update(
-            gradient, state, theta, value=value, grad=gradient, value_fn=objective
-        )
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+            updates, state = solver.update(
+                gradient, state, theta, value=value, grad=gradient, value_fn=objective
+            )
         return theta + updates, state  # pyright: ignore
 
     def going(carry: tuple[jax.Array, optax.OptState]) -> jax.Array:

@@ -19,6 +19,8 @@ from theory.errors import InputError
 from theory.soft import Policy, check_levels
 from theory.tree import TokenTree
 
+TIE = 1e-9  # scores nearer than this are a tie in `step`, reward units
+
 
 @dataclass(frozen=True)
 class PairDistribution:
@@ -113,6 +115,14 @@ def beats(u: Float[np.ndarray, "P L"], q: Float[np.ndarray, "P L"]) -> Float[np.
     """Chance that each completion beats a draw of q by u, ties half; every slot a completion."""
     gap = u[:, :, None] - u[:, None, :]
     return np.einsum("pij,pj->pi", (gap > 0) + 0.5 * (gap == 0), q)
+
+
+def step(gap: jax.Array) -> jax.Array:
+    """1 for a won, 0 for a lost, half for a tied comparison of scores; traceable.
+
+    Gaps within TIE are ties: compiled arithmetic may leave s - s at a rounding error, not at 0.
+    """
+    return jnp.where(gap > TIE, 1.0, jnp.where(gap < -TIE, 0.0, 0.5))
 
 
 def _groups(p: np.ndarray, u: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

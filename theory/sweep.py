@@ -23,10 +23,10 @@ from jaxtyping import Float
 from theory.arms import Arm, fit, jacobian_rank, make_arm
 from theory.errors import InputError
 from theory.grid import Cell, Grid
+from theory.operators import step
 from theory.walsh import all_bits, features, random_coefficients, subsets
 
 PADDED = 1024  # pairs are padded with weight 0 up to this, so that shapes are shared
-TIE = 1e-9  # scores nearer than this are a tie, reward units
 
 
 def true_reward(bits: int, degree: int, sharpness: float, seed: int) -> Float[np.ndarray, " L"]:
@@ -143,13 +143,12 @@ def measure(
     log_star = jax.nn.log_softmax(reward / beta)
     p = jnp.exp(log_p)
     gap = reward[:, None] - reward[None, :]
-    beats = jnp.mean((gap > TIE) + 0.5 * (jnp.abs(gap) <= TIE), axis=1)
+    beats = jnp.mean(step(gap), axis=1)
     margin = score[:, None] - score[None, :]
     label = jax.nn.sigmoid(gap)
-    right = (margin > TIE) + 0.5 * (jnp.abs(margin) <= TIE)
     n = reward.shape[0]
     loss = jnp.sum(label * jax.nn.softplus(-margin)) - n * 0.5 * jnp.log(2.0)
-    accuracy = jnp.sum(label * right) - n * 0.25
+    accuracy = jnp.sum(label * step(margin)) - n * 0.25
     return {
         "kl": jnp.sum(p * (log_p - log_star)),
         "regret": jnp.sum((jnp.exp(log_star) - p) * reward),

@@ -18,7 +18,7 @@ import optax
 
 from theory.arms import logits_to_leaves, newton_linear
 from theory.errors import InputError
-from theory.operators import beats, temper_level
+from theory.operators import beats, step, temper_level
 from theory.soft import policy_from_leaves
 from theory.tasks import Task, joint_features
 
@@ -209,12 +209,14 @@ class _Toy:
         """`steps` full-batch Adam steps from `start`, the rate falling linearly to 0."""
         solver = optax.adam(optax.linear_schedule(self.config.rate, 0.0, steps))
 
-        def step(_: int, carry: tuple[jax.Array, optax.OptState]):
+        def update(_: int, carry: tuple[jax.Array, optax.OptState]):
             logits, state = carry
-            updates, state = solver.update(jax.grad(loss)(logits), state)
+            slope = jax.grad(loss)(logits)
+            with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+                updates, state = solver.update(slope, state)
             return logits + updates, state  # pyright: ignore
 
-        return jax.lax.fori_loop(0, steps, step, (start, solver.init(start)))[0]
+        return jax.lax.fori_loop(0, steps, update, (start, solver.init(start)))[0]
 
     def online(
         self, key: jax.Array, pairs: _Pairs, score: jax.Array, generator: jax.Array
@@ -227,9 +229,10 @@ class _Toy:
         utility = score[pairs.prompt, drawn]
         rows = jnp.arange(config.n_pairs)
         winner = drawn[jnp.argmax(utility, axis=0), rows]
-        other = jnp.where(drawn == winner, jnp.inf, utility)
+        differs = drawn != winner[None, :]
+        other = jnp.where(differs, utility, jnp.inf)
         loser = drawn[jnp.argmin(other, axis=0), rows]
-        distinct = jnp.any(drawn != winner, axis=0)
+        distinct = jnp.any(differs, axis=0)
         made = _Pairs(pairs.prompt, winner, loser, distinct.astype(jnp.float64))
         loss = self.dpo_loss(made, generator, config.temperature)
         return self.train(loss, generator, config.steps), 1.0 - jnp.mean(made.weight)
@@ -247,9 +250,8 @@ class _Toy:
         mass = self.weights[:, None, None] * q[:, :, None] * q[:, None, :]
         margin = score[:, :, None] - score[:, None, :]
         label = jax.nn.sigmoid(self.reward[:, :, None] - self.reward[:, None, :])
-        right = (margin > 0) + 0.5 * (margin == 0)
         loss = 2.0 * jnp.sum(mass * label * jax.nn.softplus(-margin))
-        return loss, 2.0 * jnp.sum(mass * label * right)
+        return loss, 2.0 * jnp.sum(mass * label * step(margin))
 
 
 def _mean_loss(pairs: _Pairs, reward: jax.Array) -> jax.Array:

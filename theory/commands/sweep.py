@@ -49,7 +49,7 @@ class Sweep:
         if self.dry_run:
             for cell in grid.cells:
                 print(f"{cell.name}: {', '.join(cell.arms)}")
-            console.print(f"{len(grid.cells)} cells, {len(grid.cells[0].seeds)} replicates each")
+            print(f"{len(grid.cells)} cells, {len(grid.cells[0].seeds)} replicates each")
             return 0
         from theory.sweep import load_cells, missing, prepare, run_cell, store
 
@@ -58,7 +58,7 @@ class Sweep:
         _progress(grid, todo, lambda cell: store(self.out, cell, run_cell(cell)))
         rows = load_cells(self.out, grid).to_pylist()
         console.print(_summary(rows))
-        console.print(f"{self.out}: {len(todo)} cells run, {len(grid.cells) - len(todo)} reused")
+        print(f"{self.out}: {len(todo)} cells run, {len(grid.cells) - len(todo)} reused")
         return 0
 
 

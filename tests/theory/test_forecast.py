@@ -1,0 +1,144 @@
+"""The toy forecast: its parts against plain computations, its file against the shipped one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from theory.__main__ import main
+from theory.errors import InputError
+from theory.forecast import QUANTITIES, forecast
+from theory.operators import temper, win_rate
+from theory.predictions import load_predictions
+from theory.soft import leaf_log_probs, policy_from_leaves
+from theory.tasks import Task, WalshTask, load_task, make_task, save_task
+from theory.toy import ToyConfig, ToyResult, _Pairs, _Toy, simulate
+
+SHIPPED = Path(__file__).parents[2] / "llm" / "data" / "shipped"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Task:
+    save_task(tmp_path / "small.json", make_task(WalshTask(prompt_bits=1, completion_bits=2)))
+    return load_task(tmp_path / "small.json")
+
+
+def test_the_shipped_predictions_come_from_the_default_command(tmp_path: Path):
+    out = tmp_path / "predictions.json"
+    task = SHIPPED / "task.json"
+    assert main(["forecast", "fig3", "fig9", "--task", str(task), "--out", str(out)]) == 0
+    shipped = load_predictions(SHIPPED / "predictions.json")
+    for new, old in zip(load_predictions(out), shipped, strict=True):
+        assert new.value == pytest.approx(old.value, abs=1e-6)
+        assert new.error == pytest.approx(old.error, abs=1e-6)
+        assert replace(new, value=0.0, error=0.0) == replace(old, value=0.0, error=0.0)
+    assert len(shipped) == len(QUANTITIES)
+    assert json.loads(out.read_text())["task"] == load_task(task).sha256
+
+
+def test_the_sft_policy_is_the_reference(small: Task):
+    toy = _Toy(small, ToyConfig())
+    np.testing.assert_allclose(toy.log_probs(toy.sft), small.log_reference, atol=1e-12)
+    cold = temper(small.tree, policy_from_leaves(small.tree, small.log_reference), 0.01)
+    expected = win_rate(
+        small.tree, leaf_log_probs(small.tree, cold), small.log_reference, small.reward
+    )
+    assert float(toy.judge(toy.sft)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_losses_at_the_start(small: Task):
+    toy = _Toy(small, ToyConfig())
+    pairs = _Pairs(jnp.array([0, 1]), jnp.array([1, 2]), jnp.array([0, 3]), jnp.ones(2))
+    for tau in (1.0, 0.1):
+        assert float(toy.dpo_loss(pairs, toy.sft, tau)(toy.sft)) == pytest.approx(np.log(2.0))
+    margin = small.log_reference[[0, 1], [1, 2]] - small.log_reference[[0, 1], [0, 3]]
+    expected = np.mean(np.log1p(np.exp(-margin / 2)))
+    assert float(toy.local_loss(pairs)(toy.sft)) == pytest.approx(expected)
+
+
+def test_validation_is_least_at_the_gold_reward_and_blind_to_prompt_shifts(small: Task):
+    toy = _Toy(small, ToyConfig())
+    loss, accuracy = toy.validate(toy.reward)
+    shifted = toy.validate(toy.reward + jnp.array([[3.0], [-2.0]]))
+    assert float(shifted[0]) == pytest.approx(float(loss), abs=1e-12)
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        other = toy.validate(toy.reward + jnp.asarray(draw.normal(size=toy.reward.shape)))
+        assert float(other[0]) >= float(loss)
+        assert float(other[1]) <= float(accuracy) + 1e-12
+    doubled = jax.jit(lambda r: toy.validate(r / 6.0))(toy.reward)  # fused: s - s may not be 0
+    assert float(doubled[1]) == pytest.approx(float(accuracy), abs=1e-12)
+    flat = toy.validate(jnp.zeros_like(toy.reward))
+    assert [float(v) for v in flat] == pytest.approx([np.log(2.0), 0.5])
+
+
+def test_online_pairs_are_dropped_when_all_samples_agree(small: Task):
+    toy = _Toy(small, ToyConfig(n_pairs=16, steps=2))
+    pairs = toy.preferences(jax.random.key(0))
+    certain = jnp.zeros_like(toy.sft).at[:, :, 0].set(1e4)
+    logits, lost = toy.online(jax.random.key(1), pairs, toy.reward, certain)
+    assert float(lost) == 1.0
+    np.testing.assert_array_equal(logits, certain)
+    moved, lost = toy.online(jax.random.key(1), pairs, toy.reward, jnp.zeros_like(toy.sft))
+    assert float(lost) < 0.5
+    assert float(jnp.abs(moved).max()) > 0
+
+
+def test_results_do_not_depend_on_how_replicates_are_batched(small: Task):
+    few = simulate(small, ToyConfig(n_pairs=32, steps=3, replicates=3))
+    again = simulate(small, ToyConfig(n_pairs=32, steps=3, replicates=3))
+    for name, values in few.win_rate.items():
+        assert values.shape == (3,)
+        np.testing.assert_array_equal(values, again.win_rate[name])
+    assert np.std(few.win_rate["dpo"]) > 0
+
+
+def result_of(fig3: float) -> ToyResult:
+    """Made-up runs in which online DPO lies `fig3` above DPO."""
+    noise = np.array([-0.01, 0.01, 0.0, 0.0])
+    wins = {"sft": 0.5 + noise * 0, "dpo": 0.6 + noise * 0, "dpo_2x": 0.6 + noise * 0}
+    online = 0.6 + fig3 + noise
+    models = dict.fromkeys(("global_rm", "local_rm", "dpo_rm"), 0.5 + noise)
+    lost = {"online_dpo_sft": noise * 0}
+    return ToyResult(
+        wins | {"online_dpo_sft": online, "online_dpo_dpo": online}, models, models, lost
+    )
+
+
+@pytest.mark.parametrize(
+    ("gap", "words"), [(-0.2, "disagrees"), (0.001, "cannot tell"), (0.2, "Toy means")]
+)
+def test_the_note_says_where_the_toy_disagrees(small: Task, gap: float, words: str):
+    found = forecast(small, ("fig3",), ToyConfig(), result_of(gap))
+    assert [p.relation for p in found] == ["greater"] * 3
+    for prediction in found:
+        assert prediction.value == pytest.approx(gap)
+        assert prediction.error == pytest.approx(np.std([-0.01, 0.01, 0, 0], ddof=1) / 2)
+        assert prediction.note is not None
+        assert words in prediction.note
+
+
+def test_bad_input_exits_with_2(tmp_path: Path, capsys):
+    out = ["--out", str(tmp_path / "p.json")]
+    task = ["--task", str(SHIPPED / "task.json")]
+    for arguments, words in (
+        (["forecast", "fig4", *task, *out], "fig4"),
+        (["forecast", "fig3", *task, *out, "--replicates", "1"], "replicates"),
+        (["forecast", "fig3", "--task", str(tmp_path / "none.json"), *out], "none.json"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_task_without_walsh_parameters_is_refused(small: Task):
+    with pytest.raises(InputError, match="planted"):
+        simulate(replace(small, family="planted"), ToyConfig())
+    with pytest.raises(InputError, match="parameters"):
+        simulate(replace(small, parameters={}), ToyConfig())
