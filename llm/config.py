@@ -142,13 +142,19 @@ class StudyConfig:
         return asdict(self)
 
 
-def _tables(*, sft_batch: int, rm_batch: int, dpo_batch: int) -> dict[str, TrainConfig]:
-    """Tables 2 and 3 with other batch sizes; SFT as protocol.md decides."""
-    return {
-        "sft": TrainConfig(sft_batch, 3e-6, 128, "cosine"),
-        "global_rm": TrainConfig(rm_batch, 3e-6, 64, "cosine"),
-        "dpo": TrainConfig(dpo_batch, 3e-7, 128, "linear"),
-    }
+def _sft(batch_size: int, **changes: Any) -> TrainConfig:
+    """SFT, on which the paper's tables are silent: its rate and schedule are the reward model's."""
+    return TrainConfig(batch_size, 3e-6, 128, "cosine", **changes)
+
+
+def _global_rm(batch_size: int, **changes: Any) -> TrainConfig:
+    """Table 2."""
+    return TrainConfig(batch_size, 3e-6, 64, "cosine", **changes)
+
+
+def _dpo(batch_size: int, **changes: Any) -> TrainConfig:
+    """Table 3, and with another beta Table 4."""
+    return TrainConfig(batch_size, 3e-7, 128, "linear", **changes)
 
 
 def _tiny(kind: DataKind) -> StudyConfig:
@@ -156,15 +162,17 @@ def _tiny(kind: DataKind) -> StudyConfig:
     if kind == "task":
         model = ModelConfig(hidden_size=64, layers=2, heads=2, max_positions=64)
         data = DataConfig(n_sft=4096, n_pairs=1024, n_validation_pairs=1024)
-        parts = _tables(sft_batch=32, rm_batch=8, dpo_batch=16)
+        sft_batch, rm_batch, dpo_batch = 32, 8, 16
     else:
         model = ModelConfig(hidden_size=32, layers=2, heads=1, max_positions=704)
         data = DataConfig(n_sft=1500, n_pairs=6000, n_validation_pairs=400, n_test=200)
-        parts = _tables(sft_batch=16, rm_batch=16, dpo_batch=32)
-    parts["sft"] = replace(parts["sft"], fixed_rate=3e-3)
+        sft_batch, rm_batch, dpo_batch = 16, 16, 32
     pool: Literal["row", "prompt"] = "row" if kind == "task" else "prompt"
     online = OnlineConfig(samples=8, pool=pool, batch_prompts=8 if kind == "text" else 128)
-    return StudyConfig("tiny", model, data, **parts, online=online)
+    sft = _sft(sft_batch, fixed_rate=3e-3)
+    return StudyConfig(
+        "tiny", model, data, sft, _global_rm(rm_batch), _dpo(dpo_batch), online=online
+    )
 
 
 def _small(kind: DataKind) -> StudyConfig:
@@ -181,10 +189,10 @@ def _paper(kind: DataKind) -> StudyConfig:
     model = ModelConfig(
         pretrained="EleutherAI/pythia-1.4b-deduped", max_positions=2048, dtype="bfloat16"
     )
-    parts = _tables(sft_batch=128, rm_batch=64, dpo_batch=128)
-    rates = {name: replace(part, fixed_rate=part.paper_rate) for name, part in parts.items()}
     data = DataConfig(n_test=600) if kind == "text" else _tiny("task").data
-    return StudyConfig("1.4b", model, data, **rates, judges_text=True)
+    sft = _sft(128, fixed_rate=3e-6)
+    global_rm, dpo = _global_rm(64, fixed_rate=3e-6), _dpo(128, fixed_rate=3e-7)
+    return StudyConfig("1.4b", model, data, sft, global_rm, dpo, judges_text=True)
 
 
 PRESETS = {"tiny": _tiny, "small": _small, "1.4b": _paper}

@@ -43,6 +43,7 @@ def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed
 
 def load_pretrained(config: ModelConfig) -> PreTrainedModel:
     """A hub model or folder, safetensors weights, no code from the hub. Raises InputError."""
+    assert config.pretrained is not None
     try:
         return AutoModelForCausalLM.from_pretrained(
             config.pretrained,

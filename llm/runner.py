@@ -64,7 +64,8 @@ def run(plan: Plan, *, jobs: int, quiet: bool = False) -> dict[str, str]:
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         total = sum(stage.cost for stage in plan.stages)
         done = total - sum(stage.cost for stage in todo)
-        task = progress.add_task("starting", total=total, completed=done)
+        task = progress.add_task("starting", total=total)
+        progress.update(task, completed=done)
         board = _Board(plan, progress, task, done)
         if jobs == 1:
             return _in_process(plan, todo, board)

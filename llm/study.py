@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -211,6 +212,7 @@ def _write_study(plan: Plan, identity: Mapping[str, Any], request: Request) -> N
         "stages": {name: f"stages/{key.directory}" for name, key in done.items()},
         "total_seconds": round(sum(r["wall_seconds"] for r in records.values()), 1),
         "too_small": _too_small(identity, records, card),
+        "command": shlex.join(["python", "-m", "llm", *sys.argv[1:]]),
     }
     write_json(plan.root / "study.json", study)
 

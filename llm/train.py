@@ -200,8 +200,8 @@ class _LoggingTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
-        rows = (train_dataset or self.train_dataset).rows
-        lengths = [len(row.prompt) + max(map(len, row.completions)) for row in rows]
+        dataset: Any = train_dataset or self.train_dataset
+        lengths = [len(row.prompt) + max(map(len, row.completions)) for row in dataset.rows]
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return LengthSampler(lengths, batch_size=size, seed=self.args.seed)
 

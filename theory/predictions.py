@@ -1,4 +1,4 @@
-"""A prediction, a measurement of the same quantity, and the verdict on the two (standard library only).
+"""A prediction, a measurement of the same quantity and the verdict on both (stdlib only).
 
 This is the one module of `theory` that `llm` and `paper_figures` may import: it is the contract
 between the side that predicts and the side that measures.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,9 +28,9 @@ class RecordError(ValueError):
 class Prediction:
     """What the theory side says of one quantity, before it is measured.
 
-    relation: the claim about the quantity: "greater" / "less" than 0, or "equal" to 0 within `margin`.
-    value, error: the predicted value and its own standard error, in `unit`; None if only the sign is
-    predicted.
+    relation: the claim about the quantity: "greater" or "less" than 0, or "equal" to 0 within
+    `margin`. value, error: the predicted value and its own standard error, in `unit`; None if only
+    the sign is predicted.
     """
 
     figure: str  # "fig3"
@@ -99,7 +98,8 @@ def judge(
     """Hold one measurement against one prediction (design.md, "A verdict").
 
     "Greater" is supported when the whole interval lies above 0, contradicted when it lies below;
-    "equal" only when it lies inside the margin. Anything else is inconclusive, with what would decide.
+    "equal" only when it lies inside the margin. Anything else is inconclusive, with what would
+    decide.
     too_small: a reason why no verdict may stand here at all (a model too small for real text).
     """
     if too_small:
@@ -153,7 +153,7 @@ def save(path: Path, key: str, records: Iterable[Any], **header: object) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_predictions(path: Path) -> tuple[Prediction, ...]:

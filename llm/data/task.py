@@ -72,12 +72,12 @@ class Task:
 
     def mass(self, log_p: Array) -> Array:
         """The probability that the policy writes a completion of the task at all, (P,)."""
-        return np.exp(logsumexp(self._checked(log_p), axis=1))
+        return np.exp(_log_sum(self._checked(log_p)))
 
     def conditional(self, log_p: Array) -> Array:
         """log-probabilities given that it writes one of the task's completions, (P, L)."""
         log_p = self._checked(log_p)
-        return log_p - logsumexp(log_p, axis=1, keepdims=True)
+        return log_p - _log_sum(log_p)[:, None]
 
     @cached_property
     def win_probability(self) -> Array:
@@ -104,7 +104,7 @@ class Task:
     def log_optimum(self) -> Array:
         """log P*(leaf | prompt), P* proportional to exp(r*/beta) (the paper's Eq. 11), (P, L)."""
         scaled = self.reward / self.beta
-        return scaled - logsumexp(scaled, axis=1, keepdims=True)
+        return scaled - _log_sum(scaled)[:, None]
 
     def kl_to_optimum(self, log_p: Array) -> float:
         """E_x KL(conditional(log_p) || P*), nats: the soft regret divided by beta (Lemma 2.1)."""
@@ -159,13 +159,18 @@ class Task:
             raise ValueError(f"log_p has shape {log_p.shape}, the task {self.reward.shape}")
         if np.isnan(log_p).any():
             raise ValueError("log_p holds NaN")
-        total = logsumexp(log_p, axis=1)
+        total = _log_sum(log_p)
         if (total > MASS_TOLERANCE).any():
             worst = int(total.argmax())
             raise ValueError(f"probabilities of prompt {worst} sum to exp({total[worst]}) > 1")
         if np.isneginf(total).any():
             raise ValueError(f"prompt {int(total.argmin())}: no completion has any probability")
         return log_p
+
+
+def _log_sum(log_p: Array) -> Array:
+    """log sum exp over completions, (P, L) -> (P,)."""
+    return np.asarray(logsumexp(log_p, axis=1))
 
 
 def _first_of_prefix(codes: Array) -> Array:
