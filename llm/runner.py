@@ -115,7 +115,7 @@ def _in_process(plan: Plan, todo: Sequence[Stage], board: _Board) -> dict[str, s
 def _in_workers(plan: Plan, todo: Sequence[Stage], board: _Board, jobs: int) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    waiting, failed = list(todo), dict[str, str]()
+    waiting, failed = _most_urgent_first(todo), dict[str, str]()
     running: dict[Future[str | None], Stage] = {}
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_start_worker, initargs=(queue, os.getpid())
@@ -140,6 +140,15 @@ def _in_workers(plan: Plan, todo: Sequence[Stage], board: _Board, jobs: int) -> 
                     failed[stage.id] = error
                 board.end(stage.id)
     return failed
+
+
+def _most_urgent_first(stages: Sequence[Stage]) -> list[Stage]:
+    """By the cost of the longest chain that begins with a stage: no core idles at the end."""
+    chain: dict[str, float] = {}
+    for stage in reversed(stages):  # what rests on a stage comes after it
+        after = (chain[other.id] for other in stages if stage.id in _inputs(other))
+        chain[stage.id] = stage.cost + max(after, default=0.0)
+    return sorted(stages, key=lambda stage: -chain[stage.id])
 
 
 def _inputs(stage: Stage) -> set[str]:

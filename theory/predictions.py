@@ -95,7 +95,7 @@ class Verdict:
 def judge(
     prediction: Prediction, measurement: Measurement | None, *, too_small: str | None = None
 ) -> Verdict:
-    """Hold one measurement against one prediction (design.md, "A verdict").
+    """Hold one measurement against one prediction.
 
     "Greater" is supported when the whole interval lies above 0, contradicted when it lies below;
     "equal" only when it lies inside the margin. Anything else is inconclusive, with what would

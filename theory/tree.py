@@ -11,7 +11,6 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Bool
 
-import theory._x64  # noqa: F401
 from theory.errors import InputError
 
 LEVEL_BYTES = 2 * 2**30  # default limit for one dense level of float64
