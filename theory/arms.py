@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,8 @@ def fit(arm: Arm, pairs: np.ndarray, weights: np.ndarray, ridges: tuple[float, .
 
     pairs (R, N, 2): winner and loser as leaf numbers; weights (N,), 0 = padding; ridges (K,) > 0.
     """
+    if arm.basis is not None:  # Newton compiles quickly, but pays for every row
+        pairs, weights = pairs[:, weights > 0], weights[weights > 0]
     solved = _solver(arm)(
         jnp.asarray(pairs), jnp.asarray(weights, jnp.float64), jnp.asarray(ridges, jnp.float64)
     )
@@ -201,7 +204,7 @@ def _solver(arm: Arm) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         else:
             theta, steps = lbfgs(objective, jnp.zeros(arm.n_parameters))
         if arm.polished:
-            theta, more = polish(objective, theta)
+            theta, more = polish(arm, theta, pairs, weights, ridge)
             steps = steps + more
         return theta, jnp.max(jnp.abs(jax.grad(objective)(theta))), steps
 
@@ -241,8 +244,9 @@ def newton_linear(
     def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         theta, here, gradient, _, count = state
         p = jax.nn.sigmoid(differences @ theta)
-        hessian = (differences.T * (weights * p * (1.0 - p))[None, :]) @ differences + ridge * eye
-        direction = jnp.linalg.solve(hessian, gradient)
+        root = jnp.sqrt(weights * p * (1.0 - p))[:, None] * differences
+        factor = jax.scipy.linalg.cho_factor(root.T @ root + ridge * eye)
+        direction = jax.scipy.linalg.cho_solve(factor, gradient)
         tried = jax.vmap(lambda f: value(theta - f * direction))(fractions)
         best = jnp.argmin(tried)
         lower = tried[best] < here
@@ -263,14 +267,31 @@ def newton_linear(
 
 
 def polish(
-    objective: Callable[[jax.Array], jax.Array], theta: jax.Array, max_steps: int = 12
+    arm: Arm,
+    theta: jax.Array,
+    pairs: jax.Array,
+    weights: jax.Array,
+    ridge: jax.Array,
+    max_steps: int = 12,
 ) -> tuple[jax.Array, jax.Array]:
-    """(theta, steps): full Newton steps while the largest entry of the gradient falls."""
+    """(theta, steps): full Newton steps while the largest entry of the gradient falls.
 
-    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    For scores that are linear in theta up to a shift that all completions share (an arm inside
+    Pi(R_k): beta log P_pi = r - V): differences then have no second derivative, and the Hessian
+    J^T W J of first derivatives of the policy's own log-probabilities is exact.
+    """
+
+    def slope(theta: jax.Array) -> jax.Array:
+        return jax.grad(lambda t: pair_objective(arm, t, pairs, weights, ridge))(theta)
+
+    def update(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         theta, gradient, _, count = state
-        moved = theta - jnp.linalg.solve(jax.hessian(objective)(theta), gradient)
-        gradient_there = jax.grad(objective)(moved)
+        score, jacobian = arm.score(theta), jax.jacfwd(arm.score)(theta)
+        differences = jacobian[pairs[:, 0]] - jacobian[pairs[:, 1]]
+        p = jax.nn.sigmoid(score[pairs[:, 0]] - score[pairs[:, 1]])
+        hessian = (differences.T * (weights * p * (1.0 - p))[None, :]) @ differences
+        moved = theta - jnp.linalg.solve(hessian + ridge * jnp.eye(theta.shape[0]), gradient)
+        gradient_there = slope(moved)
         better = jnp.max(jnp.abs(gradient_there)) < jnp.max(jnp.abs(gradient))
         gradient = jnp.where(better, gradient_there, gradient)
         return jnp.where(better, moved, theta), gradient, ~better, count + 1
@@ -278,8 +299,8 @@ def polish(
     def going(state: tuple[jax.Array, ...]) -> jax.Array:
         return ~state[2] & (state[3] < max_steps)
 
-    first = (theta, jax.grad(objective)(theta), jnp.array(False), jnp.array(0))
-    state = jax.lax.while_loop(going, step, first)
+    first = (theta, slope(theta), jnp.array(False), jnp.array(0))
+    state = jax.lax.while_loop(going, update, first)
     return state[0], state[3]
 
 
@@ -291,20 +312,20 @@ def lbfgs(
     Stops at a gradient of TOLERANCE or after MAX_STEPS; the caller records the gradient reached.
     """
     solver = optax.lbfgs(memory_size=MEMORY)
-    value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def step(carry: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
-        theta, state = carry
-        value, gradient = value_and_grad(theta, state=state)
+    def update(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        theta, value, gradient, state, count = carry
         with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
             updates, state = solver.update(
                 gradient, state, theta, value=value, grad=gradient, value_fn=objective
             )
-        return theta + updates, state  # pyright: ignore
+        # The line search has already evaluated the point that it accepted.
+        value, gradient = otu.tree_get(state, "value"), otu.tree_get(state, "grad")
+        return theta + updates, value, gradient, state, count + 1
 
-    def going(carry: tuple[jax.Array, optax.OptState]) -> jax.Array:
-        count, gradient = otu.tree_get(carry[1], "count"), otu.tree_get(carry[1], "grad")
-        return (count == 0) | ((count < MAX_STEPS) & (jnp.max(jnp.abs(gradient)) > TOLERANCE))
+    def going(carry: tuple[Any, ...]) -> jax.Array:
+        return (jnp.max(jnp.abs(carry[2])) > TOLERANCE) & (carry[4] < MAX_STEPS)
 
-    theta, state = jax.lax.while_loop(going, step, (start, solver.init(start)))
-    return theta, otu.tree_get(state, "count")
+    first = (start, *jax.value_and_grad(objective)(start), solver.init(start), jnp.array(0))
+    theta, _, _, _, count = jax.lax.while_loop(going, update, first)
+    return theta, count
