@@ -57,6 +57,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     accumulation: int = 1
     save_steps: int = 200
+    order: Literal["row", "prompt"] = "row"  # "prompt": rows of one prompt share a step's forward
     fixed_rate: float | None = None  # set: used as it stands, no rule (training from scratch)
 
     def __post_init__(self) -> None:
@@ -169,10 +170,10 @@ def _tiny(kind: DataKind) -> StudyConfig:
         sft_batch, rm_batch, dpo_batch = 16, 16, 32
     pool: Literal["row", "prompt"] = "row" if kind == "task" else "prompt"
     online = OnlineConfig(samples=8, pool=pool, batch_prompts=8 if kind == "text" else 128)
+    order: Literal["row", "prompt"] = pool  # text: what rows share is computed once a step
     sft = _sft(sft_batch, fixed_rate=3e-3)
-    return StudyConfig(
-        "tiny", model, data, sft, _global_rm(rm_batch), _dpo(dpo_batch), online=online
-    )
+    global_rm, dpo = _global_rm(rm_batch, order=order), _dpo(dpo_batch, order=order)
+    return StudyConfig("tiny", model, data, sft, global_rm, dpo, online=online)
 
 
 def _small(kind: DataKind) -> StudyConfig:

@@ -1,8 +1,9 @@
-"""Log-probabilities and rewards of completions: each prompt runs once, logits only at completions.
+"""Log-probs and rewards of completions: each prompt runs once, logits only at completions.
 
-A batch is B prompts with K completions each. A prompt's keys and values are computed once and
-shared by its completions; gradients flow through them. Both are padded on the right and positions
-are counted per row, so padding changes nothing but rounding.
+A batch names B examples of K completions each. Equal prompts are one row, equal completions of one
+prompt are one row: a prompt's keys and values are computed once and shared by its completions, and
+gradients flow through them. Both are padded on the right and positions are counted per row, so
+padding and sharing change nothing but rounding.
 """
 
 from __future__ import annotations
@@ -18,38 +19,42 @@ from llm.models import RewardModel, backbone
 
 LOGITS = 2**19  # logits that exist at one time (2 MB in fp32: they stay in the processor's cache)
 MIN_BLOCK = 256
+Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B prompts, K completions each: R = B K rows, those of prompt b from row b K on."""
+    """P distinct prompts, R distinct completions, and the B x K of them that were asked for."""
 
-    prompt_ids: Tensor  # (B, P) int64
-    prompt_mask: Tensor  # (B, P) 1 = a token, 0 = padding on the right
+    prompt_ids: Tensor  # (P, S) int64
+    prompt_mask: Tensor  # (P, S) 1 = a token, 0 = padding on the right
     completion_ids: Tensor  # (R, C)
     completion_mask: Tensor  # (R, C)
-
-    @property
-    def per_prompt(self) -> int:
-        """K."""
-        return self.completion_ids.shape[0] // self.prompt_ids.shape[0]
+    owner: Tensor  # (R,) the prompt that a completion continues
+    member: Tensor  # (B, K) the row of each completion asked for
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def collate(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], *, pad: int
-) -> Batch:
-    """Pad B prompts and their K completions each on the right with `pad`."""
-    rows = [ids for group in completions for ids in group]
-    prompt_ids, prompt_mask = _padded(prompts, pad)
-    completion_ids, completion_mask = _padded(rows, pad)
-    return Batch(prompt_ids, prompt_mask, completion_ids, completion_mask)
+def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]], *, pad: int) -> Batch:
+    """B prompts with K completions each; what is equal becomes one row, padded with `pad`."""
+    prompt_of: dict[tuple[int, ...], int] = {}
+    row_of: dict[tuple[int, tuple[int, ...]], int] = {}
+    member = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        owner = prompt_of.setdefault(tuple(prompt), len(prompt_of))
+        member.append([row_of.setdefault((owner, tuple(ids)), len(row_of)) for ids in group])
+    prompt_ids, prompt_mask = _padded(list(prompt_of), pad)
+    completion_ids, completion_mask = _padded([ids for _, ids in row_of], pad)
+    owners = torch.tensor([owner for owner, _ in row_of])
+    return Batch(
+        prompt_ids, prompt_mask, completion_ids, completion_mask, owners, torch.tensor(member)
+    )
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
     """(ids, mask) of ragged rows, padded on the right."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.int64)
@@ -61,25 +66,21 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def completion_states(trunk: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states at each prompt's last token (R, width) and at completions (R, C, width)."""
-    k = batch.per_prompt
+    """Hidden states at the last prompt token (R, width), and at completions (R, C, width)."""
     first = trunk(input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, use_cache=True)
     lengths = batch.prompt_mask.sum(-1)
     last = first.last_hidden_state[torch.arange(len(lengths), device=lengths.device), lengths - 1]
     cache: Any = first.past_key_values
-    if k > 1:
-        cache.batch_repeat_interleave(k)
-    rows = torch.repeat_interleave(lengths, k)
+    cache.batch_select_indices(batch.owner)
     steps = torch.arange(batch.completion_ids.shape[1], device=lengths.device)
-    prompt_mask = torch.repeat_interleave(batch.prompt_mask, k, dim=0)
     second = trunk(
         input_ids=batch.completion_ids,
-        attention_mask=torch.cat([prompt_mask, batch.completion_mask], dim=1),
-        position_ids=rows[:, None] + steps[None, :],
+        attention_mask=torch.cat([batch.prompt_mask[batch.owner], batch.completion_mask], dim=1),
+        position_ids=lengths[batch.owner][:, None] + steps[None, :],
         past_key_values=cache,
         use_cache=True,
     )
-    return torch.repeat_interleave(last, k, dim=0), second.last_hidden_state
+    return last[batch.owner], second.last_hidden_state
 
 
 def token_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
@@ -96,7 +97,7 @@ def token_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor
 
 def completion_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """(B, K) log-probability of each whole completion, nats, summed in fp32."""
-    return token_logps(model, batch, temperature=temperature).sum(-1).view(-1, batch.per_prompt)
+    return token_logps(model, batch, temperature=temperature).sum(-1)[batch.member]
 
 
 def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:
@@ -104,7 +105,7 @@ def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:
     _, states = completion_states(model.trunk, batch)
     ends = batch.completion_mask.sum(-1) - 1
     hidden = states[torch.arange(len(ends), device=ends.device), ends]
-    return model.reward(hidden).view(-1, batch.per_prompt)
+    return model.reward(hidden)[batch.member]
 
 
 class _TargetLogps(torch.autograd.Function):

@@ -58,6 +58,7 @@ class SupervisedObjective(Objective):
     def losses(self, batch: Batch, reference: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats a token."""
         losses = sft_loss(token_logps(self.model, batch), batch.completion_mask)
+        losses = losses[batch.member[:, 0]]
         return losses, {"nats_per_token": losses}
 
 
@@ -142,15 +143,32 @@ class _Rows(torch.utils.data.Dataset):
         return self.rows[index]
 
 
+def prompt_groups(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of the rows of each prompt, in order of first appearance."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(row.prompt, []).append(i)
+    return list(found.values())
+
+
 class LengthSampler(torch.utils.data.Sampler):
     """A shuffled order in which neighbours have similar lengths, so that little is padding.
 
-    The examples are shuffled, sorted by length inside windows of WINDOW batches, cut into batches
-    and the batches shuffled: all from (seed, epoch) alone, so a resumed run goes on in its order.
+    groups: rows that stay together (rows of one prompt, or single rows). They are shuffled, sorted
+    by length inside windows of WINDOW batches, cut into batches of exactly `batch_size` rows and
+    the batches shuffled: all from (seed, epoch), so a resumed run goes on in its order.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.groups = groups or [[i] for i in range(len(lengths))]
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's data loader."""
@@ -161,26 +179,27 @@ class LengthSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.lengths)).tolist()
-        window = WINDOW * self.batch_size
-        sorted_order: list[int] = []
-        for start in range(0, len(order), window):
-            sorted_order += sorted(order[start : start + window], key=lambda i: self.lengths[i])
+        shuffled = [self.groups[i] for i in rng.permutation(len(self.groups))]
+        window = max(1, WINDOW * self.batch_size * len(self.groups) // len(self.lengths))
+        order: list[int] = []
+        for start in range(0, len(shuffled), window):
+            part = shuffled[start : start + window]
+            for group in sorted(part, key=lambda group: max(self.lengths[i] for i in group)):
+                order += group
         whole = len(order) - len(order) % self.batch_size  # a short batch stays the last one
-        batches = [
-            sorted_order[start : start + self.batch_size]
-            for start in range(0, whole, self.batch_size)
-        ]
+        starts = range(0, whole, self.batch_size)
+        batches = [order[start : start + self.batch_size] for start in starts]
         for index in rng.permutation(len(batches)):
             yield from batches[index]
-        yield from sorted_order[whole:]
+        yield from order[whole:]
 
 
 class _LoggingTrainer(Trainer):
     """Trainer that also logs the means of the objective's statistics since the last log."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, by_prompt: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.by_prompt = by_prompt
         self.model_accepts_loss_kwargs = False  # the loss is a mean: let Trainer divide it
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -196,14 +215,15 @@ class _LoggingTrainer(Trainer):
         outputs = model(**inputs)
         for name, value in outputs["statistics"].items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
-        self._count += inputs["prompt_ids"].shape[0]
+        self._count += inputs["member"].shape[0]
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         dataset: Any = train_dataset or self.train_dataset
         lengths = [len(row.prompt) + max(map(len, row.completions)) for row in dataset.rows]
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return LengthSampler(lengths, batch_size=size, seed=self.args.seed)
+        groups = prompt_groups(dataset.rows) if self.by_prompt else None
+        return LengthSampler(lengths, batch_size=size, seed=self.args.seed, groups=groups)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means, drop Trainer's wall-clock figures (they are no part of a result)."""
@@ -272,6 +292,7 @@ def train(
         train_dataset=_Rows(rows),
         data_collator=_Collator(pad),
         callbacks=[_Progress(report)],
+        by_prompt=config.order == "prompt",
     )
     _quiet(trainer)
     trainer.train(

@@ -70,7 +70,7 @@ def split_by_post(
         test=_take(posts_of("test"), "n_test", limits, [seed, 5]),
         validation_pairs=_take(pairs_of("validation"), "n_validation_pairs", limits, [seed, 4]),
         sft=_take([p for p in train if p.reference not in unfit], "n_sft", limits, [seed, 2]),
-        pairs=_take(pairs_of("train"), "n_pairs", limits, [seed, 3]),
+        pairs=_take_posts(pairs_of("train"), limits, [seed, 3]),
         kind=", ".join(kind),
         left_out={
             "official training rows of held-out posts": sum(
@@ -128,8 +128,28 @@ def _shuffled(keys: Iterable[str], rng: np.random.Generator) -> list[str]:
     return [ordered[i] for i in rng.permutation(len(ordered))]
 
 
+def _take_posts(pairs: Sequence[Pair], limits: DataConfig, seed: list[int]) -> tuple[Pair, ...]:
+    """`limits.n_pairs` comparisons, whole posts in seeded order (the last one cut), then shuffled.
+
+    Whole posts keep the number of prompts, and with it the sampling of online methods, small.
+    """
+    _check_enough(pairs, "n_pairs", limits)
+    rng = np.random.default_rng(seed)
+    of_post: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        of_post.setdefault(pair.post.key, []).append(pair)
+    taken = [pair for key in _shuffled(of_post, rng) for pair in of_post[key]][: limits.n_pairs]
+    return tuple(taken[i] for i in rng.permutation(len(taken)))
+
+
 def _take(rows: Sequence[Row], name: str, limits: DataConfig, seed: list[int]) -> tuple[Row, ...]:
     """The first `limits.<name>` rows in seeded order, all if None."""
+    _check_enough(rows, name, limits)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return tuple(rows[i] for i in order[: getattr(limits, name)])
+
+
+def _check_enough(rows: Sequence[object], name: str, limits: DataConfig) -> None:
     n = getattr(limits, name)
     if n is not None and n > len(rows):
         what = "comparisons" if name.endswith("pairs") else "posts with a reference summary"
@@ -138,5 +158,3 @@ def _take(rows: Sequence[Row], name: str, limits: DataConfig, seed: list[int]) -
             f"(asked for: n_sft = {limits.n_sft}, n_test = {limits.n_test}, "
             f"n_pairs = {limits.n_pairs}, n_validation_pairs = {limits.n_validation_pairs})"
         )
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return tuple(rows[i] for i in order[:n])
