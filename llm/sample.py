@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache
 
 from llm.models import backbone
 
 ROWS = 8  # rows drawn at a time: their weights stay in the processor's cache
+SHRINK = 4  # ended rows leave the batch when they are a quarter of it
 BLOCK = 256  # vocabulary entries a block of the two-level inverse distribution function
 
 
@@ -69,33 +70,32 @@ class TransformersSampler:
             uniforms = np.concatenate(
                 [np.random.default_rng((seed, i)).random((k, max_tokens)) for i in part]
             )
-            draw = _InverseSampling(torch.from_numpy(uniforms), temperature)
-            ids = self._generate([prompts[i] for i in part], k, max_tokens, draw)
+            draws = _Draws(torch.from_numpy(uniforms), temperature)
+            ids = self._generate([prompts[i] for i in part], k, max_tokens, draws)
             for row, i in enumerate(part):
                 results[i] = [self._cut(line) for line in ids[row * k : (row + 1) * k].tolist()]
             report((start + len(part)) / len(order))
         return results
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], k: int, max_tokens: int, draw: LogitsProcessor
+        self, prompts: Sequence[Sequence[int]], k: int, max_tokens: int, draws: _Draws
     ) -> Tensor:
-        """(prompts x k, at most max_tokens) new ids; prompts padded on the left."""
+        """(prompts x k, max_tokens) new ids, padded after EOS; prompts padded on the left."""
         width = max(len(p) for p in prompts)
         ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = self._prefill(ids[:, :-1], mask[:, :-1], k) if width > 1 else None
-        out = self.model.generate(
+        cache = self._prefill(ids[:, :-1], mask[:, :-1], k) if width > 1 else DynamicCache()
+        return self.model.generate(
             input_ids=ids.repeat_interleave(k, dim=0),
             attention_mask=mask.repeat_interleave(k, dim=0),
             past_key_values=cache,
-            logits_processor=LogitsProcessorList([draw]),
-            do_sample=False,
+            custom_generate=draws.decode,
+            do_sample=False,  # the decoding is ours: none of generate's own warpers
             max_new_tokens=max_tokens,
             eos_token_id=self.eos,
             pad_token_id=self.pad,
         )
-        return out[:, width:]
 
     def _prefill(self, ids: Tensor, mask: Tensor, k: int) -> Any:
         """Keys and values of all but the last prompt token, once a prompt, repeated for K rows."""
@@ -113,28 +113,62 @@ class TransformersSampler:
         return Sample(tuple(ids), False)
 
 
-class _InverseSampling(LogitsProcessor):
-    """Draws the next token from softmax(logits / temperature) by given uniforms, then forces it.
+class _Draws:
+    """The decoding loop that generate calls: tokens by given uniforms, (rows, max_tokens).
 
-    generate runs in its greedy mode and picks the forced token. The distribution function is
-    inverted in two levels (block sums, then inside the block): no sort, no cumulative sum over
-    the whole vocabulary, and fp32 rounding of about 1e-7 a block.
+    Logits exist for a few rows at a time, and rows that have ended leave the batch.
     """
 
     def __init__(self, uniforms: Tensor, temperature: float) -> None:
-        self.uniforms, self.temperature, self.step = uniforms, temperature, 0
+        self.uniforms, self.temperature = uniforms, temperature
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores (R, vocabulary) logits, changed in place: +inf at the drawn token."""
-        u = self.uniforms[:, self.step].to(scores.device)
-        self.step += 1
-        parts = zip(scores.split(ROWS), u.split(ROWS), strict=True)
-        tokens = torch.cat([draw_tokens(part, v, self.temperature) for part, v in parts])
-        return scores.scatter_(1, tokens[:, None], torch.inf)
+    def decode(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """(rows, max_tokens) new ids; the cache holds all but the prompts' last token."""
+        rows, steps = self.uniforms.shape
+        uniforms = self.uniforms.to(input_ids.device)
+        out = torch.full((rows, steps), generation_config.pad_token_id, device=input_ids.device)
+        cache, mask = model_kwargs["past_key_values"], model_kwargs["attention_mask"]
+        alive = torch.arange(rows, device=input_ids.device)
+        tokens, ended = input_ids[:, -1], torch.zeros_like(alive, dtype=torch.bool)
+        for step in range(steps):
+            states = backbone(model)(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=mask.sum(-1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            tokens = self._next(model, states, uniforms[alive, step])
+            out[alive[~ended], step] = tokens[~ended]
+            ended = ended | (tokens == generation_config.eos_token_id)
+            if ended.all():
+                break
+            if ended.sum() * SHRINK >= len(ended):
+                kept = (~ended).nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                alive, tokens, mask, ended = alive[kept], tokens[kept], mask[kept], ended[kept]
+            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+        return out
+
+    def _next(self, model: Any, states: Tensor, uniforms: Tensor) -> Tensor:
+        head = model.get_output_embeddings()
+        parts = zip(states.split(ROWS), uniforms.split(ROWS), strict=True)
+        return torch.cat([draw_tokens(head(s).float(), u, self.temperature) for s, u in parts])
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """(R,) tokens at which the distribution function of softmax(logits / T) passes `uniforms`.
+
+    It is inverted in two levels (block sums, then inside the block): no sort, and no cumulative
+    sum over the whole vocabulary.
 
     logits: (R, vocabulary) fp32, any finite values or -inf; uniforms: (R,) float64 in [0, 1).
     """

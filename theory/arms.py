@@ -1,4 +1,4 @@
-"""The arms of the proper-learning sweep: what each fits to one set of pairs, and how (math.md, 5).
+"""The arms of the proper-learning sweep: what each fits to one set of pairs, and how.
 
 Completions are n bits cut into H tokens of n/H bits; one prompt. All arms minimise the same
 objective on the same pairs,

@@ -1,4 +1,4 @@
-"""What the LLM experiments really do, as exact operators on a token tree (math.md, section 4).
+"""What the LLM experiments really do, as exact operators on a token tree.
 
 Utilities u (P, L) rank completions; equal utilities are ties. Arrays are float64 over prompts; leaf
 slots that are no completion have log-probability -inf and never enter.

@@ -1,4 +1,4 @@
-"""Walsh polynomials: rewards whose complexity is one number, the degree (math.md, section 5).
+"""Walsh polynomials: rewards whose complexity is one number, the degree.
 
 chi_S(b) = prod over i in S of (-1)^b_i for bits b in {0, 1}^n. Over uniform bits the chi_S are
 orthonormal, so a polynomial without constant has standard deviation |coefficients|.

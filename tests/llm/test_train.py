@@ -56,7 +56,7 @@ def _pairs(n, seed=0):
 
 def test_eos_is_learned_and_padding_is_not(tmp_path):
     """Completions are one to three times token 5, then EOS: the model must learn to end."""
-    rows = [Row((3, 4), ((*[5] * (1 + i % 3), EOS),)) for i in range(192)]
+    rows = [Row((*[3] * (1 + i % 7), 4), ((*[5] * (1 + i % 3), EOS),)) for i in range(210)]
     model = _policy()
     history = _train(SupervisedObjective(model), rows, tmp_path, epochs=10)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]

@@ -110,7 +110,7 @@ def test_newton_agrees_with_another_optimiser():
 
 
 def test_one_token_as_id_is_the_lookup_reward():
-    """At H = 1 and full degree both sides are the same estimator (math.md, section 5)."""
+    """At H = 1 and full degree both sides are the same estimator."""
     pairs, weights = problem(4, 80)
     fitted = []
     for name in ("two_stage", "offline_all"):

@@ -16,7 +16,7 @@ from theory.errors import InputError
 from theory.grid import QUICK, Cell, load_grid, parse_grid
 from theory.sweep import draw_pairs, measure, run_cell, true_reward
 
-# N: (two-stage, its standard error, offline over all policies, its standard error); math.md, 5.
+# N: (two-stage, its standard error, offline over all policies, its standard error).
 PROTOTYPE = {
     64: (0.84, 0.08, 1.58, 0.09),
     256: (0.27, 0.04, 1.22, 0.09),
