@@ -66,7 +66,7 @@ lint: $(BIN)/.dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(PY) -m pytest -n 2 --dist loadfile -q
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -q
 
 fmt: $(BIN)/.dev
 	$(BIN)/ruff check --fix .

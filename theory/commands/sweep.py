@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,9 +51,6 @@ class Sweep:
                 print(f"{cell.name}: {', '.join(cell.arms)}")
             print(f"{len(grid.cells)} cells, {len(grid.cells[0].seeds)} replicates each")
             return 0
-        # Many small solves: OpenBLAS threads only spin against XLA's, at up to 60 times the cost.
-        # Read when the library loads, hence before the next import; an explicit value stands.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from theory.sweep import load_cells, missing, prepare, run_cell, store
 
         prepare(self.out, grid)
