@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +17,7 @@ from llm.forward import completion_logps, completion_rewards
 from llm.models import RewardModel
 from llm.sample import TransformersSampler
 from llm.train import score
-
-if TYPE_CHECKING:
-    from llm.stages import Work
+from llm.work import Work
 
 Metrics = dict[str, float | int | None]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,9 +17,7 @@ from llm.forward import completion_logps, completion_rewards
 from llm.models import RewardModel
 from llm.sample import Sample, TransformersSampler
 from llm.train import Row, score
-
-if TYPE_CHECKING:
-    from llm.stages import Work
+from llm.work import Work
 
 PAIR = pa.schema(
     [

@@ -209,7 +209,8 @@ def execute(plan: Plan, stage: Stage, report: Callable[[float], None]) -> None:
     import torch
     import transformers
 
-    from llm.stages import KINDS, Work, device
+    from llm.stages import KINDS, device
+    from llm.work import Work
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

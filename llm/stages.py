@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm import evaluate, online, tables
-from llm.config import ModelConfig, TrainConfig
+from llm.config import ModelConfig
 from llm.data.config import DataConfig
-from llm.data.example import Example
 from llm.data.source import kind_of_source, load, open_tokenizer
 from llm.forward import completion_logps
-from llm.graph import Stage
 from llm.models import (
     RewardModel,
     load_policy,
@@ -38,44 +35,9 @@ from llm.train import (
     score,
     train,
 )
+from llm.work import Work
 
 PARTS = ("sft", "pairs", "validation_pairs", "test")
-
-
-@dataclass(frozen=True)
-class Work:
-    """One stage being run: where its inputs stand, where its own files go."""
-
-    stage: Stage
-    inputs: Mapping[str, Path]  # role -> folder of the finished stage
-    folder: Path
-    source: str  # of the data, for the data stage
-    tokenizer: str | None
-    report: Callable[[float], None] = lambda fraction: None
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What the graph fixed for this stage."""
-        return self.stage.settings
-
-    def examples(self, part: str) -> list[Example]:
-        """Tokenised examples of the data stage."""
-        return _examples(self.inputs["data"] / f"{part}.parquet")
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """{"size", "eos", "pad"} of the data stage's tokenizer."""
-        return json.loads((self.inputs["data"] / "vocabulary.json").read_text())
-
-    @property
-    def train_config(self) -> TrainConfig:
-        """The stage's own training settings."""
-        return TrainConfig(**self.settings["train"])
-
-    @property
-    def seed(self) -> int:
-        """The stage's seed (SFT's stands in its settings: all seeds share it)."""
-        return int(self.settings["seed"] if self.stage.seed is None else self.stage.seed)
 
 
 @dataclass(frozen=True)
@@ -85,11 +47,6 @@ class Result:
     metrics: Mapping[str, float | int | None]
     history: list[dict[str, float]] = field(default_factory=list)
     weights_sha256: str | None = None
-
-
-@lru_cache(maxsize=8)
-def _examples(path: Path) -> list[Example]:
-    return tables.read_examples(path)
 
 
 def device() -> str:
