@@ -28,7 +28,7 @@ class ModelConfig:
     layers: int = 2
     heads: int = 2
     max_positions: int = 1024
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    sha256: str | None = None  # of a pretrained model in a local folder
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "layers", "heads", "max_positions"):
@@ -187,9 +187,7 @@ def _small(kind: DataKind) -> StudyConfig:
 
 def _paper(kind: DataKind) -> StudyConfig:
     """The paper's own setting at 1.4B: needs a GPU, the hub's model and the hub's data."""
-    model = ModelConfig(
-        pretrained="EleutherAI/pythia-1.4b-deduped", max_positions=2048, dtype="bfloat16"
-    )
+    model = ModelConfig(pretrained="EleutherAI/pythia-1.4b-deduped")
     data = DataConfig(n_test=600) if kind == "text" else _tiny("task").data
     sft = _sft(128, fixed_rate=3e-6)
     global_rm, dpo = _global_rm(64, fixed_rate=3e-6), _dpo(128, fixed_rate=3e-7)

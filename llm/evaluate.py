@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -112,9 +113,14 @@ def _exact(work: Work, model: Any, task: Task) -> Metrics:
         "win_rate_at_1": task.win_rate(task.conditional(log_p)),
         "expected_reward": task.expected_reward(log_p),
         "kl_to_optimum": task.kl_to_optimum(log_p),
-        "kl_to_reference": task.kl_to_reference(log_p),
+        "kl_to_reference": _finite(task.kl_to_reference(log_p)),
         "mass_on_task": float(task.weights @ task.mass(log_p)),
     }
+
+
+def _finite(value: float) -> float | None:
+    """None for infinity: the policy writes what the reference never does."""
+    return value if math.isfinite(value) else None
 
 
 def _write_scores(work: Work, ids: list[str], **columns: list[float]) -> None:

@@ -10,7 +10,7 @@ from llm.config import StudyConfig
 from llm.errors import InputError
 from llm.records import SCHEMA, StageKey, digest
 
-CODE = 2  # raised when a stage's code starts to compute something else
+CODE = 3  # raised when a stage's code starts to compute something else
 POLICIES = ("dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo")  # beside sft
 REWARD_MODELS = ("global_rm", "local_rm", "dpo_rm")
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+)
 
 from llm.config import ModelConfig
+from llm.data.hub import require_hub
 from llm.errors import InputError
 
 WEIGHTS = "model.safetensors"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+DROPOUTS = ("hidden_dropout", "attention_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
 def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed: int) -> Any:
@@ -42,13 +52,17 @@ def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed
 
 
 def load_pretrained(config: ModelConfig) -> PreTrainedModel:
-    """A hub model or folder, safetensors weights, no code from the hub. Raises InputError."""
-    assert config.pretrained is not None
+    """A hub model or folder: safetensors weights in fp32, dropout off, no code from the hub."""
+    shape = pretrained_shape(config)
+    for name in DROPOUTS:
+        if hasattr(shape, name):
+            setattr(shape, name, 0.0)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            config.pretrained,
+            str(config.pretrained),
             revision=config.revision,
-            dtype=getattr(torch, config.dtype),
+            config=shape,
+            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -57,15 +71,34 @@ def load_pretrained(config: ModelConfig) -> PreTrainedModel:
         raise InputError(f"--model {config.pretrained}: cannot be loaded: {first}") from error
 
 
+def pretrained_shape(config: ModelConfig) -> Any:
+    """A pretrained model's configuration, without its weights. Raises InputError, soon."""
+    name = str(config.pretrained)
+    if Path(name).is_dir():
+        if not list(Path(name).glob("*.safetensors")):
+            raise InputError(
+                f"--model {name}: holds no *.safetensors (pickled weights are refused)"
+            )
+    elif HUB_NAME.fullmatch(name):
+        require_hub(name, "model")
+    else:
+        raise InputError(f"--model {name}: no such folder, and no name of a hub model")
+    try:
+        return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {name}: cannot be loaded: {first}") from error
+
+
 def save_policy(model: PreTrainedModel, folder: Path) -> None:
     """Weights as safetensors and the configuration, readable by `load_policy` and transformers."""
     model.save_pretrained(folder)
 
 
-def load_policy(folder: Path, *, dtype: str = "float32") -> Any:
-    """A policy that `save_policy` wrote."""
+def load_policy(folder: Path) -> Any:
+    """A policy that `save_policy` wrote, in fp32."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
 
 
@@ -90,7 +123,6 @@ class RewardModel(nn.Module):
         with torch.no_grad():
             self.head.weight.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
             self.head.bias.zero_()
-        self.head.to(dtype=torch.float32)
 
     def reward(self, hidden: Tensor) -> Tensor:
         """hidden: (rows, width) -> (rows,) reward, in fp32."""
@@ -107,18 +139,12 @@ def save_reward_model(model: RewardModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
 
 
-def load_reward_model(folder: Path, *, dtype: str = "float32") -> RewardModel:
-    """A reward model that `save_reward_model` wrote."""
-    shape = AutoModelForCausalLM.from_config(_config(folder), dtype=getattr(torch, dtype))
-    model = RewardModel(shape, seed=0)
+def load_reward_model(folder: Path) -> RewardModel:
+    """A reward model that `save_reward_model` wrote, in fp32."""
+    shape = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = RewardModel(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), seed=0)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model
-
-
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def weights_digest(model: nn.Module) -> str:

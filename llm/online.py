@@ -96,8 +96,9 @@ def make_pairs(work: Work, policy: Any, rewards: RewardModel) -> dict[str, float
         "report": lambda fraction: work.report(0.7 + 0.15 * fraction),
     }
     prompts = [pool.prompt_ids for pool in asked]
+    closed = [[_closed(sample, words["eos"]) for sample in samples] for samples in drawn]
     ranked = score(
-        partial(completion_rewards, rewards), list(zip(prompts, ids, strict=True)), **settings
+        partial(completion_rewards, rewards), list(zip(prompts, closed, strict=True)), **settings
     )
     chosen = [
         best_and_worst(samples, scores, pool.rows)
@@ -108,6 +109,11 @@ def make_pairs(work: Work, policy: Any, rewards: RewardModel) -> dict[str, float
     tables.write_rows(work.folder / "pairs.parquet", rows, PAIR)
     _write_samples(work, asked, drawn, ranked)
     return _counts(asked, drawn, chosen, rows)
+
+
+def _closed(sample: Sample, eos: int) -> Ids:
+    """The sample as the reward model reads it: one cut by the length limit is closed by EOS."""
+    return sample.ids if sample.ended else (*sample.ids, eos)
 
 
 def _logps(

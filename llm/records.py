@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import platform
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,6 +112,8 @@ class Store:
 
 
 IDENTITY = "identity.json"
+LOCK = ".lock"
+LOCK_TRIES = 20
 
 
 def check_folder(root: Path, identity: dict[str, Any]) -> None:
@@ -117,6 +123,8 @@ def check_folder(root: Path, identity: dict[str, Any]) -> None:
     message names the first keys that do.
     """
     path = root / IDENTITY
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file, not a folder: choose another --out")
     if path.exists():
         before = read_json(path)
         differing = _differences(before, json.loads(json.dumps(identity)))
@@ -139,6 +147,24 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
             found += _differences(old.get(key), new.get(key), inner)
         return found
     return [] if old == new else [f"{place}: {old!r} there, {new!r} now"]
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the study's folder for one process; InputError if another holds it.
+
+    Workers of a killed study end within moments: it waits that long.
+    """
+    with (root / LOCK).open("w") as stream:
+        for attempt in range(LOCK_TRIES + 1):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == LOCK_TRIES:
+                    raise InputError(f"{root} is in use by another study process") from error
+                time.sleep(0.1)
+        yield
 
 
 def states(root: Path) -> dict[str, tuple[str, float | None]]:

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,11 @@ def _in_workers(plan: Plan, todo: Sequence[Stage], board: _Board, jobs: int) -> 
             _drain(queue, board)
             for future in finished:
                 stage = running.pop(future)
-                error = future.result()
+                try:
+                    error = future.result()
+                except BrokenProcessPool:
+                    lost = [stage, *running.values(), *waiting]
+                    return failed | {s.id: "a worker died: out of memory?" for s in lost}
                 if error:
                     failed[stage.id] = error
                 board.end(stage.id)

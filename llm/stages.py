@@ -81,8 +81,9 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
     """Run the loop on the stage's rows; the history and the metrics that every stage has."""
     config = work.train_config
     width = int(objective.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    pairs = len(work.examples("pairs"))  # not len(rows): online arms may have dropped some
-    rate = config.learning_rate(width=width, examples=pairs)
+    # online arms may have dropped rows: every stage on preferences counts the data set's pairs
+    examples = len(rows) if work.stage.kind == "sft" else len(work.examples("pairs"))
+    rate = config.learning_rate(width=width, examples=examples)
     history = train(
         objective.to(device()),
         rows,

@@ -17,17 +17,19 @@ from rich.table import Table
 
 from llm import tables
 from llm.compare import check_predictions, compare
-from llm.config import ModelConfig, StudyConfig, check_figures, preset
+from llm.config import StudyConfig, check_figures, preset
 from llm.data.source import fingerprint, kind_of_source, load_tokenizer
 from llm.data.task_file import read_task
 from llm.errors import InputError
 from llm.graph import Stage, ancestors, build, keys
 from llm.records import (
     IDENTITY,
+    LOCK,
     Store,
     check_folder,
     digest,
     file_digest,
+    locked,
     read_json,
     write_json,
 )
@@ -65,12 +67,20 @@ def configure(request: Request) -> StudyConfig:
     kind = "task" if kind_of_source(source) == "task" else "text"
     config = preset(request.preset, kind)
     if request.model is not None:
-        config = replace(config, model=replace(config.model, pretrained=request.model))
+        folder = Path(request.model)
+        sha256 = digest([file_digest(f) for f in model_files(folder)]) if folder.is_dir() else None
+        model = replace(config.model, pretrained=request.model, sha256=sha256)
+        config = replace(config, model=model, sft=replace(config.sft, fixed_rate=None))
     if kind == "task":
         task = read_task(Path(source))
         limits = replace(config.data, max_completion_tokens=task.horizon + 1)
         config = replace(config, data=limits, local_beta=1.0 / task.horizon)
     return config
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What decides a local model: its weights and configuration."""
+    return [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("config.json"))]
 
 
 def prepare(request: Request) -> tuple[Plan, dict[str, Any]]:
@@ -98,6 +108,10 @@ def prepare(request: Request) -> tuple[Plan, dict[str, Any]]:
         stages = ancestors(request.only, stages)
     identity = {"preset": request.preset, "config": config.to_json(), "data": data}
     check_folder(request.out, identity)
+    if config.model.pretrained is not None:
+        from llm.models import pretrained_shape
+
+        pretrained_shape(config.model)
     plan = Plan(request.out, stages, keys(stages), source, request.tokenizer)
     return plan, identity
 
@@ -113,7 +127,7 @@ def _tokenizer_identity(request: Request, kind: str) -> str | None:
     if request.tokenizer is None:
         raise InputError("--data with text needs --tokenizer (tokenizer.json, folder or hub name)")
     loaded = load_tokenizer(request.tokenizer)
-    return digest(sorted(loaded.get_vocab().items()))
+    return digest([loaded.backend_tokenizer.to_str(), loaded.eos_token_id, loaded.pad_token_id])
 
 
 def predictions_of(request: Request) -> Path | None:
@@ -130,10 +144,30 @@ def predictions_of(request: Request) -> Path | None:
 def run_study(request: Request, *, quiet: bool = False) -> int:
     """Run or resume a study; 0 if every stage is done, 1 if one failed."""
     plan, identity = prepare(request)
-    _make_data(plan, identity)
-    _check_positions(plan, request)
-    jobs = request.jobs or _default_jobs()
-    failed = run(plan, jobs=jobs, quiet=quiet)
+    fresh, existed = not (plan.root / IDENTITY).exists(), plan.root.exists()
+    write_json(plan.root / IDENTITY, identity)
+    with locked(plan.root):
+        try:
+            _make_data(plan)
+            _check_model(plan, request)
+        except InputError:
+            if fresh:
+                _leave(plan.root, existed)
+            raise
+        return _run(plan, identity, request, quiet)
+
+
+def _leave(root: Path, existed: bool) -> None:
+    """Take back what this call put into a folder, so that a corrected one may use it."""
+    shutil.rmtree(root / "stages", ignore_errors=True)
+    for name in (IDENTITY, LOCK):
+        (root / name).unlink(missing_ok=True)
+    if not existed:
+        root.rmdir()
+
+
+def _run(plan: Plan, identity: Mapping[str, Any], request: Request, quiet: bool) -> int:
+    failed = run(plan, jobs=request.jobs or _default_jobs(), quiet=quiet)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if request.only is not None:
@@ -152,23 +186,20 @@ def _default_jobs() -> int:
     return 1 if torch.cuda.is_available() else max(1, os.cpu_count() or 1)
 
 
-def _make_data(plan: Plan, identity: Mapping[str, Any]) -> None:
-    """The data stage, in this process: bad data is one clear error and leaves nothing behind."""
+def _make_data(plan: Plan) -> None:
+    """The data stage, in this process: bad data is one clear error."""
     stage = plan.stages[0]
-    new = not plan.root.exists()
-    if not Store(plan.root).done(plan.keys[stage.id]):
-        try:
-            execute(plan, stage, lambda fraction: None)
-        except InputError:
-            discard(plan, stage)
-            if new:
-                shutil.rmtree(plan.root)
-            raise
-    write_json(plan.root / IDENTITY, identity)
+    if Store(plan.root).done(plan.keys[stage.id]):
+        return
+    try:
+        execute(plan, stage, lambda fraction: None)
+    except InputError:
+        discard(plan, stage)
+        raise
 
 
-def _check_positions(plan: Plan, request: Request) -> None:
-    """The longest prompt and completion must fit the model's positions."""
+def _check_model(plan: Plan, request: Request) -> None:
+    """The longest prompt and completion must fit the model's positions, the ids its vocabulary."""
     config = configure(request)
     folder = Store(plan.root).path(plan.keys["data"])
     longest = 0
@@ -176,22 +207,17 @@ def _check_positions(plan: Plan, request: Request) -> None:
         for example in tables.read_examples(folder / f"{part}.parquet"):
             room = max(config.data.max_completion_tokens, *map(len, example.completion_ids))
             longest = max(longest, len(example.prompt_ids) + room)
-    limit = _positions(config.model)
-    if limit is not None and longest > limit:
-        raise InputError(f"prompt and completion take {longest} tokens, the model has {limit}")
+    positions: int | None = config.model.max_positions
+    if config.model.pretrained is not None:
+        from llm.models import pretrained_shape
 
-
-def _positions(model: ModelConfig) -> int | None:
-    if model.pretrained is None:
-        return model.max_positions
-    from transformers import AutoConfig
-
-    try:
-        shape = AutoConfig.from_pretrained(model.pretrained, revision=model.revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"--model {model.pretrained}: cannot be loaded: {first}") from error
-    return getattr(shape, "max_position_embeddings", None)
+        shape = pretrained_shape(config.model)
+        positions = getattr(shape, "max_position_embeddings", None)
+        words = read_json(folder / "vocabulary.json")["size"]
+        if words > shape.vocab_size:
+            raise InputError(f"the tokenizer has {words} entries, the model {shape.vocab_size}")
+    if positions is not None and longest > positions:
+        raise InputError(f"prompt and completion take {longest} tokens, the model has {positions}")
 
 
 def _write_study(plan: Plan, identity: Mapping[str, Any], request: Request) -> None:
@@ -226,8 +252,10 @@ def _too_small(
     if "sft" not in records:
         return "no model was trained"
     counts = card["counts"]
+    start = identity["config"]["model"]["pretrained"]
     return (
-        f"{records['sft']['metrics']['parameters']:,} parameters trained from scratch on "
+        f"{records['sft']['metrics']['parameters']:,} parameters trained from "
+        f"{'scratch' if start is None else start} on "
         f"{counts['sft']:,} posts and {counts['pairs']:,} pairs cannot summarise real text"
     )
 

@@ -6,7 +6,9 @@ loss an example. Everything else (schedule, clipping, checkpoints, resume, data 
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from llm.config import TrainConfig
@@ -213,6 +215,8 @@ class _LoggingTrainer(Trainer):
     ) -> Any:
         """The objective's mean loss; its statistics are summed for the next log."""
         outputs = model(**inputs)
+        if not torch.isfinite(outputs["loss"]):
+            raise FloatingPointError(f"the loss is not finite at step {self.state.global_step}")
         for name, value in outputs["statistics"].items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum())
         self._count += inputs["member"].shape[0]
@@ -273,10 +277,10 @@ def train(
         optim="adamw_torch",
         seed=seed,
         data_seed=seed,
-        bf16=cuda,
         use_cpu=not cuda,
         logging_steps=every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=math.ceil(config.save_steps / every) * every,
         save_total_limit=1,
@@ -286,6 +290,8 @@ def train(
         label_names=[],
         dataloader_pin_memory=cuda,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # not DataParallel: it would cut a batch whose rows share prompts
     trainer = _LoggingTrainer(
         model=objective,
         args=arguments,
@@ -294,17 +300,20 @@ def train(
         callbacks=[_Progress(report)],
         by_prompt=config.order == "prompt",
     )
-    _quiet(trainer)
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None
-    )
+    trainer.remove_callback(PrinterCallback)
+    _drop_broken_checkpoints(folder)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     return [_history(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _quiet(trainer: Trainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
+def _drop_broken_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill cut short: Trainer writes trainer_state.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
 
 
 def _history(entry: dict[str, Any]) -> dict[str, float]:

@@ -129,7 +129,7 @@ def _shuffled(keys: Iterable[str], rng: np.random.Generator) -> list[str]:
 
 
 def _take_posts(pairs: Sequence[Pair], limits: DataConfig, seed: list[int]) -> tuple[Pair, ...]:
-    """`limits.n_pairs` comparisons, whole posts in seeded order (the last one cut), then shuffled.
+    """`limits.n_pairs` comparisons, whole posts in seeded order, the last one cut.
 
     Whole posts keep the number of prompts, and with it the sampling of online methods, small.
     """
@@ -139,7 +139,7 @@ def _take_posts(pairs: Sequence[Pair], limits: DataConfig, seed: list[int]) -> t
     for pair in pairs:
         of_post.setdefault(pair.post.key, []).append(pair)
     taken = [pair for key in _shuffled(of_post, rng) for pair in of_post[key]][: limits.n_pairs]
-    return tuple(taken[i] for i in rng.permutation(len(taken)))
+    return tuple(taken)
 
 
 def _take(rows: Sequence[Row], name: str, limits: DataConfig, seed: list[int]) -> tuple[Row, ...]:

@@ -14,7 +14,9 @@ from llm.data.task import Task
 from llm.errors import InputError
 
 END, PAD = "<|endoftext|>", "<|padding|>"  # what the task's tokenizer calls EOS and padding
-MAX_LEAVES = 2**20  # a prompt; every one is named in the file
+MAX_BITS = 20
+MAX_LEAVES = 2**MAX_BITS  # a prompt; every one is named in the file
+MAX_HORIZON = 1000
 KEYS = (
     "schema",
     "family",
@@ -87,6 +89,12 @@ def parse_task(body: Any, path: Path, sha256: str) -> Task:
 def leaf_codes(n_tokens: int, horizon: int, eos: int | None, path: Path) -> np.ndarray:
     """(L, H) token ids of all completions in lexicographic order; an early end repeats `eos`."""
     alive = n_tokens if eos is None else n_tokens - 1
+    if horizon > MAX_HORIZON or horizon * math.log2(max(1, alive)) > MAX_BITS:
+        raise InputError(
+            f"{path}: {n_tokens} tokens and horizon {horizon} make about "
+            f"10^{horizon * math.log10(max(2, alive)):.0f} completions a prompt, at 16 bytes each; "
+            f"the limit is {MAX_LEAVES} completions, {16 * MAX_LEAVES} bytes"
+        )
     count = alive**horizon + (0 if eos is None else sum(alive**h for h in range(horizon)))
     if count > MAX_LEAVES:
         raise InputError(

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from llm import __main__ as command
 from llm import stages
 from llm.data.task_file import read_task
-from llm.records import file_digest
+from llm.records import file_digest, locked
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
 
 SCRIPT = Path(__file__).with_name("small_study.py")
@@ -223,6 +223,7 @@ def _refused(capsys, out: Path, arguments: list[str]) -> str:
         (["study", "--jobs", "0"], "--jobs 0"),
         (["study", "--predictions", "/no/predictions.json"], "/no/predictions.json"),
         (["study", "--tokenizer", "x.json"], "a task brings its own"),
+        (["study", "--model", "/no/such/model"], "--model /no/such/model: no such folder"),
         (["train", "dpo[7]x"], "is no number"),
         (["train", "ppo[0]"], "unknown stage 'ppo[0]'"),
     ],
@@ -246,7 +247,8 @@ def test_a_task_with_bad_numbers_is_refused(capsys, tmp_path, small_task):
     out, path = tmp_path / "out", tmp_path / "bad.json"
     for change, message in (
         ({"beta": 0}, "beta"),
-        ({"horizon": 400}, "horizon"),
+        ({"horizon": 400}, "horizon 400"),
+        ({"horizon": 10**9}, "horizon 1000000000"),
     ):
         path.write_text(json.dumps({**small_task, **change}))
         assert message in _refused(capsys, out, _arguments(path, out))
@@ -276,6 +278,58 @@ def test_a_folder_with_other_things_is_refused(capsys, study, tmp_path):
     assert command.main(_arguments(task, tmp_path)) == 2
     assert "holds no study" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_killed_data_stage_is_made_again(study, tmp_path, monkeypatch):
+    task, *_ = study
+    out = tmp_path / "out"
+
+    def killed(work):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(stages.KINDS, "data", killed)
+    line = ["train", "sft", "--preset", "test", "--data", str(task), "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        command.main([*line, "--jobs", "1"])
+    monkeypatch.undo()
+    assert command.main([*line, "--jobs", "1"]) == 0
+
+
+def test_a_folder_in_use_or_a_file_is_refused(capsys, study, tmp_path):
+    task, out, _ = study
+    with locked(out):
+        assert command.main(_arguments(task, out)) == 2
+    assert "in use by another study process" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command.main(_arguments(task, tmp_path / "file")) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_pretrained_model_of_another_vocabulary_is_refused(
+    capsys, study, tmp_path, small_tldr, small_tokenizer_file
+):
+    """A model folder is checked before any training, and the folder is free again."""
+    _, whole, _ = study
+    model = whole / json.loads((whole / "study.json").read_text())["stages"]["sft"]
+    out = tmp_path / "out"
+    line = _arguments(small_tldr, out, "--tokenizer", str(small_tokenizer_file))
+    errors = _refused(capsys, out, [*line, "--model", str(model)])
+    assert "the tokenizer has" in errors
+    (tmp_path / "empty").mkdir()
+    assert "no *.safetensors" in _refused(capsys, out, [*line, "--model", str(tmp_path / "empty")])
+
+
+def test_a_pretrained_model_is_trained_further(study, tmp_path):
+    task, whole, _ = study
+    model = whole / json.loads((whole / "study.json").read_text())["stages"]["sft"]
+    out = tmp_path / "out"
+    line = ["--preset", "test", "--data", str(task), "--out", str(out), "--jobs", "1"]
+    assert command.main(["train", "sft", *line, "--model", str(model)]) == 0
+    (record,) = out.glob("stages/sft-*/record.json")
+    config = json.loads(record.read_text())["config"]
+    assert config["model"]["pretrained"] == str(model)
+    assert len(config["model"]["sha256"]) == 64
+    assert config["train"]["fixed_rate"] is None
 
 
 # --- text ----------------------------------------------------------------------------------------

@@ -130,6 +130,36 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, make):
     assert history == unbroken
 
 
+def test_a_checkpoint_cut_short_by_a_kill_is_passed_over(tmp_path):
+    """The newest checkpoint has weights but no state yet: the older one is resumed."""
+    rows = _pairs(64)
+    folder = tmp_path / "run"
+
+    def kill(fraction):
+        if fraction >= 0.8:
+            raise _KilledError
+
+    def make():
+        return PolicyObjective(_policy(), beta=0.5, with_reference=False)
+
+    with pytest.raises(_KilledError):
+        _train(make(), rows, folder, epochs=2, save_steps=5, report=kill)
+    (folder / "checkpoint-14").mkdir()
+    (folder / "checkpoint-14" / "model.safetensors").write_bytes(b"half")
+    resumed, whole = make(), make()
+    _train(resumed, rows, folder, epochs=2, save_steps=5)
+    _train(whole, rows, tmp_path / "whole", epochs=2, save_steps=5)
+    assert weights_digest(resumed.model) == weights_digest(whole.model)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
+    model = _policy()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite at step 0"):
+        _train(SupervisedObjective(model), [Row((3, 4), ((5, EOS),))] * 8, tmp_path)
+
+
 def test_accumulation_does_not_change_the_result(tmp_path):
     rows = _pairs(32)
     models = []
