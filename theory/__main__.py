@@ -28,8 +28,9 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
-    command = tyro.cli(Command, prog="python -m theory", args=arguments)  # pyright: ignore
     try:
+        # Options check themselves as they are built, hence inside.
+        command = tyro.cli(Command, prog="python -m theory", args=arguments)  # pyright: ignore
         return command.run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

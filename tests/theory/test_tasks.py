@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from theory.__main__ import main
 from theory.commands.task import Task as TaskCommand
 from theory.errors import InputError
 from theory.tasks import WalshTask, joint_features, joint_terms, load_task, make_task, save_task
@@ -137,3 +138,19 @@ def test_unreadable_files_are_named(tmp_path: Path):
 def test_bad_settings_are_refused(setting: dict, words: str):
     with pytest.raises(InputError, match=words):
         WalshTask(**setting)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--beta", "0", "beta must be > 0"),
+        ("--sharpness", "nan", "sharpness must be > 0, got nan"),
+        ("--completion-bits", "100000", "100000 completion bits"),
+    ],
+)
+def test_bad_options_exit_with_2(tmp_path: Path, capsys, option: str, value: str, words: str):
+    assert main(["task", "--out", str(tmp_path / "task.json"), option, value]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert not (tmp_path / "task.json").exists()
