@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,11 +19,12 @@ from theory.claims import (
 from theory.claims.base import Claim, Trial, generator, included, run_claim, violation
 from theory.claims.instances import one_step_tree, random_tree, two_way_pairs
 from theory.claims.restricted import fit_bigram_reward
+from theory.classes import chain
 from theory.errors import InputError
 from theory.fit import LinearOptima, TabularOptima, fit_linear, fit_tabular
-from theory.fit_policy import fit_policy
+from theory.fit_policy import PolicyFit, fit_policy
 from theory.preferences import comparison_graph
-from theory.soft import SoftSolution, soft_value_iteration
+from theory.soft import SoftSolution, policy_from_leaves, soft_value_iteration
 from theory.tree import TokenTree
 
 TRIALS = {"lemma-2.1": 9, "lemma-b.1": 9, "theorem-2.2": 4, "theorem-2.3": 4, "theorem-3.1": 4}
@@ -114,6 +116,60 @@ def test_a_wrong_dimension_is_noticed(monkeypatch):
 
     monkeypatch.setattr(theorem_3_1, "fit_linear", narrow)
     assert not run_claim(theorem_3_1.CLAIM, trials=1, seed=11).holds
+
+
+def stalling_at(calls, fits, gradient):
+    """`fit_policy` of one trial with `fits` calls, of which those in `calls` return their start."""
+    count = iter(range(10**6))
+
+    def fit(policies, data, start, *, beta=1.0, log_ref=None):
+        good = fit_policy(policies, data, start, beta=beta, log_ref=log_ref)
+        if next(count) % fits not in calls:
+            return good
+        log_p = np.asarray(chain(policies.log_policy(jnp.asarray(start))))
+        return PolicyFit(start, log_p, good.value, gradient, good.nullity, good.gap)
+
+    return fit
+
+
+# (claim, how often a trial fits policies, which of those calls start at the policy under test)
+CHECKED_FITS = [
+    ("theorem-2.2", 2, (1,)),
+    ("theorem-2.3", 5, (2,)),
+    ("theorem-2.3", 5, (3,)),
+    ("theorem-2.3", 5, (4,)),
+    ("theorem-3.1", 2, (1,)),
+]
+
+
+@pytest.mark.parametrize(("name", "fits", "calls"), CHECKED_FITS)
+def test_an_optimiser_that_does_not_move_shows_nothing(name, fits, calls, monkeypatch):
+    monkeypatch.setattr(MODULES[name], "fit_policy", stalling_at(calls, fits, 99.0))
+    result = run_claim(find(name), trials=1, seed=11)
+    assert not result.holds
+    assert result.worst.lhs == 99.0
+    assert "gradient" in result.worst.part
+
+
+@pytest.mark.parametrize(("name", "fits", "calls"), CHECKED_FITS)
+def test_a_wrong_policy_is_noticed_with_no_optimiser_at_all(name, fits, calls, monkeypatch):
+    """The fit keeps what it is given and claims gradient 0; the likelihood still says no."""
+    monkeypatch.setattr(MODULES[name], "fit_policy", stalling_at(calls, fits, 0.0))
+    monkeypatch.setattr(MODULES[name], "soft_value_iteration", slightly_off_by_a_tenth)
+    if name == "theorem-2.3":
+        monkeypatch.setattr(theorem_2_3, "policy_from_leaves", tempered)
+    parts = MODULES[name].trial(generator(11, name, 0), 0).certificates
+    own = [c for c in parts if c.part.endswith("its own likelihood")]
+    assert own
+    assert not any(c.holds for c in own)
+
+
+def slightly_off_by_a_tenth(tree, r, *, beta=1.0):
+    return soft_value_iteration(tree, 0.9 * np.asarray(r), beta=beta)
+
+
+def tempered(tree, log_p):
+    return policy_from_leaves(tree, 0.9 * np.asarray(log_p))
 
 
 def test_a_lost_tie_is_noticed(monkeypatch):

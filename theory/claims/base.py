@@ -11,6 +11,8 @@ import numpy as np
 
 from theory.certificate import SLACK, Certificate, Twin, worst
 from theory.errors import InputError
+from theory.fit_policy import PolicyFit
+from theory.preferences import PairData, bt_log_likelihood
 from theory.soft import kl
 from theory.tree import TokenTree
 
@@ -122,6 +124,34 @@ def same(tree: TokenTree, claim: str, part: str, left: np.ndarray, right: np.nda
         gap = np.abs(a - b)
     place = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
     return Certificate(claim, float(a[place]), float(b[place]), SLACK, part)
+
+
+def stationary(claim: str, part: str, fit: PolicyFit) -> Certificate:
+    """Certificate that an optimiser ended where the gradient (per comparison) is 0.
+
+    Without it an optimiser that stalls "keeps" any policy it is started from.
+    """
+    return Certificate(claim, fit.gradient, 0.0, SLACK, f"{part}: gradient where the fit ended")
+
+
+def attains(
+    claim: str,
+    part: str,
+    log_p: np.ndarray,
+    data: PairData,
+    best: float,
+    *,
+    beta: float,
+    log_ref: np.ndarray | None = None,
+) -> Certificate:
+    """Certificate that a policy itself, with no optimiser run, has the largest likelihood `best`.
+
+    Eq. 9, or the DPO likelihood if log_ref is given, of log-probabilities (P, L); nats.
+    """
+    with np.errstate(invalid="ignore"):  # slots that are no completion: -inf - -inf, never read
+        local = beta * (np.asarray(log_p) - (0.0 if log_ref is None else log_ref))
+    likelihood = bt_log_likelihood(local, data)
+    return Certificate(claim, likelihood, best, SLACK, f"{part}: its own likelihood")
 
 
 def included(

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from theory.certificate import SLACK, Certificate, Twin
-from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.base import Claim, Trial, attains, included, same, stationary, violation
 from theory.claims.instances import (
     FIT_SHAPES,
     one_step_tree,
@@ -129,9 +129,13 @@ def _tabular(
     gained = soft_return(tree, rlhf.log_policy, r, beta=beta) / beta
     likelihood = optima.log_likelihood if optima.log_likelihood is not None else math.nan
     dimension = float(optima.graph.dimension)
+    kept_part = "(b) every RLHF policy is an MLE policy"
     return [
+        stationary(NAME, "(b) the MLE policy", fit),
+        stationary(NAME, kept_part, kept),
+        attains(NAME, kept_part, rlhf_log_p, data, fit.value, beta=beta),
         same(tree, NAME, "(b) every MLE policy is an RLHF policy", fit.log_p, reached),
-        same(tree, NAME, "(b) every RLHF policy is an MLE policy", rlhf_log_p, kept.log_p),
+        same(tree, NAME, kept_part, rlhf_log_p, kept.log_p),
         Certificate(NAME, gained, optimum, SLACK, "(b) the RL step reaches its optimum"),
         Certificate(NAME, fit.value, likelihood, SLACK, "(b) equal likelihood"),
         Certificate(NAME, nullity, dimension, SLACK, "(b) dimension of the set"),

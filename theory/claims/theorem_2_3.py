@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from theory.certificate import SLACK, Certificate, Twin
-from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.base import Claim, Trial, attains, included, same, stationary, violation
 from theory.claims.instances import (
     FIT_SHAPES,
     one_step_tree,
@@ -78,20 +78,27 @@ def _tabular(
     implied = beta * (dpo.log_p - np.where(tree.leaf_mask, log_ref, 0.0))
     reached = leaf_log_probs(tree, rlhf(matching_member(tree, optima, implied)))
     chosen = rlhf(optima.member(rng.normal(size=optima.graph.n_components)))
-    kept = fit_policy(policies, data, policies.logits(chosen), beta=beta, log_ref=log_ref)
+    chosen_kept = fit_policy(policies, data, policies.logits(chosen), beta=beta, log_ref=log_ref)
     into = policy_from_leaves(tree, mixture(tree, mle.log_p, log_ref))
     back = policy_from_leaves(tree, unmix(tree, dpo.log_p, log_ref))
     into_kept = fit_policy(policies, data, policies.logits(into), beta=beta, log_ref=log_ref)
     back_kept = fit_policy(policies, data, policies.logits(back), beta=beta)
-    pairs = [
-        ("every DPO policy is an RLHF policy", dpo.log_p, reached),
-        ("every RLHF policy is a DPO policy", leaf_log_probs(tree, chosen), kept.log_p),
-        ("T(pi_mle) is a DPO policy", leaf_log_probs(tree, into), into_kept.log_p),
-        ("T^-1(pi_dpo) is an MLE policy", leaf_log_probs(tree, back), back_kept.log_p),
-    ]
+    pairs = [("every DPO policy is an RLHF policy", dpo.log_p, reached)]
+    found = [stationary(NAME, "the DPO policy", dpo), stationary(NAME, "the MLE policy", mle)]
+    for part, policy, kept, best, reference in (
+        ("every RLHF policy is a DPO policy", chosen, chosen_kept, dpo.value, log_ref),
+        ("T(pi_mle) is a DPO policy", into, into_kept, dpo.value, log_ref),
+        ("T^-1(pi_dpo) is an MLE policy", back, back_kept, mle.value, None),
+    ):
+        log_p = leaf_log_probs(tree, policy)
+        pairs.append((part, log_p, kept.log_p))
+        found.append(stationary(NAME, part, kept))
+        found.append(
+            attains(NAME, part, np.asarray(log_p), data, best, beta=beta, log_ref=reference)
+        )
     if optima.graph.dimension == 0:
         pairs.append(("Eq. 14 with its prompt term", dpo.log_p, mixture(tree, mle.log_p, log_ref)))
-    found = [same(tree, NAME, part, np.asarray(a), np.asarray(b)) for part, a, b in pairs]
+    found += [same(tree, NAME, part, np.asarray(a), np.asarray(b)) for part, a, b in pairs]
     return [*found, *_likelihoods(optima, dpo.value, mle.value)]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from theory.certificate import MIN_VIOLATION, SLACK, Certificate, Twin
-from theory.claims.base import Claim, Trial, included, same, violation
+from theory.claims.base import Claim, Trial, attains, included, same, stationary, violation
 from theory.claims.instances import (
     FIT_SHAPES,
     one_step_tree,
@@ -154,9 +154,13 @@ def _linear(rng: np.random.Generator, tree: TokenTree, beta: float, last: str) -
     jacobian = np.asarray(_jacobian(jnp.asarray(sim.theta), policies))[:, tree.leaves]
     rank = np.linalg.matrix_rank(jacobian.reshape(-1, FEATURES), rtol=1e-9)
     dimension = float(sim.nullity - (FEATURES - rank))
+    kept_part = "linear: every RLHF policy is in pi_sim"
     return [
+        stationary(NAME, "linear: the pi_sim policy", sim),
+        stationary(NAME, kept_part, kept),
+        attains(NAME, kept_part, rlhf, data, sim.value, beta=beta),
         same(tree, NAME, "linear: every pi_sim policy is an RLHF policy", sim.log_p, reached),
-        same(tree, NAME, "linear: every RLHF policy is in pi_sim", rlhf, kept.log_p),
+        same(tree, NAME, kept_part, rlhf, kept.log_p),
         Certificate(NAME, sim.value, best, SLACK, "linear: equal likelihood"),
         Certificate(
             NAME, dimension, float(optima.policy_dimension), SLACK, "linear: dimension of the set"
