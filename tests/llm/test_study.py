@@ -16,6 +16,7 @@ from llm import __main__ as command
 from llm import stages
 from llm.data.task_file import read_task
 from llm.records import file_digest, locked
+from paper_figures import __main__ as figures
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
 
 SCRIPT = Path(__file__).with_name("small_study.py")
@@ -356,6 +357,21 @@ def test_status_and_dry_run(capsys, study, tmp_path):
     assert command.main(_arguments(task, tmp_path / "new", "--dry-run")) == 0
     assert not (tmp_path / "new").exists()
     assert command.main(["status", str(tmp_path)]) == 2
+
+
+def test_compare_again_and_draw_the_report(capsys, study, tmp_path):
+    """The records are what the figures read: the whole chain on a real study folder."""
+    _, out, predictions = study
+    before = (out / "verdicts.json").read_text()
+    assert command.main(["compare", str(out), "--predictions", str(predictions)]) == 0
+    assert (out / "verdicts.json").read_text() == before
+    page = tmp_path / "report.html"
+    assert figures.main(["report", str(out), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert 'id="verdicts"' in text
+    for verdict in load_verdicts(out / "verdicts.json"):
+        assert verdict.outcome in text
+    assert command.main(["compare", str(tmp_path)]) == 2
 
 
 def test_train_makes_one_model_and_a_study_finds_it(study, tmp_path):
