@@ -201,6 +201,11 @@ def fit_finite(rewards: FiniteRewards, data: PairData) -> FiniteOptima:
 
 
 def tied_maximisers(values: Float[np.ndarray, " M"], total: float) -> Int[np.ndarray, " K"]:
-    """Indices of values within TIE * (total + |largest|) of the largest."""
+    """Indices of values within TIE * (total + |largest|) of the largest.
+
+    Raises ConvergenceError if a value is NaN: it has no place in an order.
+    """
+    if np.isnan(values).any():
+        raise ConvergenceError(f"member {int(np.argmax(np.isnan(values)))} of the list is NaN")
     best = float(values.max())
     return np.flatnonzero(values >= best - TIE * (total + abs(best)))

@@ -120,7 +120,7 @@ def log_optimal(
 def kl(tree: TokenTree, log_p: Float[AnyArray, "P L"], log_q: Float[AnyArray, "P L"]) -> float:
     """E_{x ~ rho0} KL(P(.|x) || Q(.|x)), nats; inf where P has mass and Q has none."""
     p, q = _masked(tree, log_p), _masked(tree, log_q)
-    held = p > -np.inf
+    held = ~np.isneginf(p)  # NaN is held, so that it shows
     with np.errstate(invalid="ignore"):
         terms = np.where(held, np.exp(p) * (np.where(held, p, 0.0) - q), 0.0)
     return _mean(tree, terms)
@@ -129,7 +129,7 @@ def kl(tree: TokenTree, log_p: Float[AnyArray, "P L"], log_q: Float[AnyArray, "P
 def entropy(tree: TokenTree, log_p: Float[AnyArray, "P L"]) -> float:
     """E_{x ~ rho0} H(P(.|x)), nats (the paper's causal entropy, Eq. 8)."""
     p = _masked(tree, log_p)
-    held = p > -np.inf
+    held = ~np.isneginf(p)  # NaN is held, so that it shows
     return _mean(tree, np.where(held, -np.exp(p) * np.where(held, p, 0.0), 0.0))
 
 

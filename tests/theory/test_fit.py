@@ -13,11 +13,13 @@ from scipy.optimize import minimize
 from theory.claims.instances import random_tree, two_way_pairs
 from theory.classes import FiniteRewards, LinearRewards, SoftOptimalPolicies, TabularPolicies
 from theory.fit import (
+    ConvergenceError,
     fit_finite,
     fit_linear,
     fit_tabular,
     newton_logistic,
     separating_direction,
+    tied_maximisers,
 )
 from theory.fit_policy import fit_policy
 from theory.preferences import PairData, bt_gradient, bt_log_likelihood
@@ -190,3 +192,8 @@ def test_a_policy_fit_inside_soft_optimal_policies_equals_the_linear_reward():
         check_beta(0.0)
     with pytest.raises(ValueError, match="beta must be > 0"):
         fit_policy(policies, data, np.zeros(2), beta=0.0)
+
+
+def test_a_list_with_nan_has_no_maximiser():
+    with pytest.raises(ConvergenceError, match="member 1 of the list is NaN"):
+        tied_maximisers(np.asarray([0.0, np.nan, 1.0]), 1.0)

@@ -191,3 +191,13 @@ def test_a_reference_without_mass_on_a_prompt_is_refused():
     log_ref = np.asarray([[0.0, -np.inf], [-np.inf, -np.inf]])
     with pytest.raises(InputError, match="no mass on prompt 'y'"):
         log_optimal(tree, np.zeros((2, 2)), 1.0, log_ref)
+
+
+def test_nan_is_never_a_distance_of_0():
+    tree = TokenTree(("a", "b"), 1, ("x",), (1.0,))
+    good, bad = np.log([[0.5, 0.5]]), np.asarray([[np.nan, np.log(0.5)]])
+    nowhere = np.full((1, 2), np.nan)
+    for p, q in ((bad, good), (good, bad), (nowhere, good), (nowhere, nowhere)):
+        assert np.isnan(kl(tree, p, q))
+    assert np.isnan(entropy(tree, bad))
+    assert np.isnan(entropy(tree, nowhere))
