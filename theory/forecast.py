@@ -9,7 +9,7 @@ import numpy as np
 from theory.errors import InputError
 from theory.predictions import Prediction
 from theory.tasks import Task
-from theory.toy import ToyConfig, ToyResult
+from theory.toy import ToyConfig, ToyResult, contains_gold
 
 FIGURES = ("fig3", "fig9")
 WIN_UNIT = "win-rate points (0-1)"
@@ -90,6 +90,7 @@ def _prediction(
 def assumptions(task: Task, config: ToyConfig, result: ToyResult, figure: str) -> tuple[str, ...]:
     """What a prediction rests on, in plain words."""
     degree = task.parameters["degree"]
+    contains = "contains" if contains_gold(task) else "does not contain"
     shared = (
         f"{config.n_pairs} preference pairs, two draws of the task's reference each, "
         "Bradley-Terry labels by the gold reward, no other label noise",
@@ -98,8 +99,8 @@ def assumptions(task: Task, config: ToyConfig, result: ToyResult, figure: str) -
         f"DPO and the local reward model take {config.steps} full-batch Adam steps at rate "
         f"{config.rate:g}, falling linearly to 0",
         f"the global reward model is linear in Walsh features of degree {degree} of prompt and "
-        f"completion, fitted with ridge {config.ridge:g} on the summed loss; its class contains "
-        "the gold reward",
+        f"completion, fitted with ridge {config.ridge:g} on the summed loss; its class "
+        f"{contains} the gold reward",
     )
     if figure == "fig9":
         return (

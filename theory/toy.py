@@ -25,6 +25,7 @@ from theory.tasks import Task, joint_features
 POLICIES = ("sft", "dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo")
 REWARD_MODELS = ("global_rm", "local_rm", "dpo_rm")
 BATCH = 8  # replicates between two reports
+CONTAINED = 1e-8  # relative: task files round the gold reward at 1e-10
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def simulate(
 ) -> ToyResult:
     """Run every replicate; report(n) is called as the first n are done.
 
-    Raises InputError for a task that is not a Walsh task without EOS.
+    Raises InputError for a task that is not a Walsh task, one bit a token, without EOS.
     """
     toy = _Toy(task, config)
     keys = jax.random.split(jax.random.key(config.seed), config.replicates)
@@ -114,18 +115,8 @@ class _Toy:
             )
         if not np.isfinite(task.log_reference).all():
             raise InputError("the toy forecast needs a reference > 0 on every completion")
-        try:
-            bits, length, degree = (
-                int(task.parameters[key]) for key in ("prompt_bits", "completion_bits", "degree")
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the task's parameters lack a number: {error}") from error
+        bits, length, degree = _walsh_parameters(task)
         table = joint_features(bits, length, degree)
-        if table.shape[:2] != task.reward.shape:
-            raise InputError(
-                f"parameters describe {table.shape[:2]} prompts and completions, the task has "
-                f"{task.reward.shape}"
-            )
         self.config, self.horizon = config, length
         self.features = jnp.asarray(table)
         self.reward = jnp.asarray(task.reward)
@@ -252,6 +243,49 @@ class _Toy:
         label = jax.nn.sigmoid(self.reward[:, :, None] - self.reward[:, None, :])
         loss = 2.0 * jnp.sum(mass * label * jax.nn.softplus(-margin))
         return loss, 2.0 * jnp.sum(mass * label * step(margin))
+
+
+def _walsh_parameters(task: Task) -> tuple[int, int, int]:
+    """(prompt bits, completion bits, degree); raises InputError if the task is not made of them."""
+    found = []
+    for key in ("prompt_bits", "completion_bits", "degree"):
+        value = task.parameters.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(
+                f"the task's parameters need {key}, a whole number >= 1, got {value!r}"
+            )
+        found.append(value)
+    bits, length, degree = found
+    tree = task.tree
+    if tree.vocab != 2 or tree.horizon != length:
+        raise InputError(
+            f"parameters say completion_bits {length}, one bit a token; the task has {tree.vocab} "
+            f"tokens at horizon {tree.horizon}"
+        )
+    if tree.n_prompts.bit_length() != bits + 1 or tree.n_prompts & (tree.n_prompts - 1):
+        raise InputError(
+            f"parameters say prompt_bits {bits}, that is 2^{bits} prompts; the task has "
+            f"{tree.n_prompts}"
+        )
+    if degree > bits + length:
+        raise InputError(f"parameters say degree {degree} of {bits + length} bits")
+    return bits, length, degree
+
+
+def contains_gold(task: Task) -> bool:
+    """Whether the gold reward is linear in the features of the global reward model.
+
+    Up to a shift a prompt, which no comparison sees. Raises InputError for a task that is not
+    made of Walsh features.
+    """
+    return _contains(joint_features(*_walsh_parameters(task)), task.reward)
+
+
+def _contains(table: np.ndarray, reward: np.ndarray) -> bool:
+    features = (table - table.mean(axis=1, keepdims=True)).reshape(reward.size, -1)
+    gold = (reward - reward.mean(axis=1, keepdims=True)).reshape(-1)
+    left = gold - features @ np.linalg.lstsq(features, gold)[0]
+    return float(np.abs(left).max()) <= CONTAINED * max(1.0, float(np.abs(gold).max()))
 
 
 def _mean_loss(pairs: _Pairs, reward: jax.Array) -> jax.Array:

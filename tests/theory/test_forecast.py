@@ -142,3 +142,44 @@ def test_a_task_without_walsh_parameters_is_refused(small: Task):
         simulate(replace(small, family="planted"), ToyConfig())
     with pytest.raises(InputError, match="parameters"):
         simulate(replace(small, parameters={}), ToyConfig())
+
+
+def test_tokens_must_be_bits(tmp_path: Path):
+    """Four tokens at horizon 2 make as many completions as four bits, but they are not bits."""
+    body = make_task(WalshTask(prompt_bits=1, completion_bits=4))
+    body |= {"tokens": ["p", "q", "r", "s"], "horizon": 2}
+    names = [f"{a} {b}" for a in "pqrs" for b in "pqrs"]
+    for key in ("reward", "reference"):
+        body[key] = {
+            prompt: dict(zip(names, row.values(), strict=True)) for prompt, row in body[key].items()
+        }
+    save_task(tmp_path / "task.json", body)
+    with pytest.raises(InputError, match="4 tokens at horizon 2"):
+        simulate(load_task(tmp_path / "task.json"), ToyConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt_bits": 60}, r"2\^60 prompts; the task has 2"),
+        ({"prompt_bits": 2}, r"2\^2 prompts; the task has 2"),
+        ({"completion_bits": 3}, "completion_bits 3"),
+        ({"degree": 10**9}, "degree 1000000000 of 3 bits"),
+        ({"degree": "2"}, "need degree, a whole number >= 1, got '2'"),
+    ],
+)
+def test_parameters_that_are_not_the_tasks_are_refused(small: Task, change: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        simulate(replace(small, parameters=small.parameters | change), ToyConfig())
+
+
+def test_the_assumption_on_the_gold_reward_is_checked(small: Task):
+    result = result_of(0.2)
+    shifted = replace(small, reward=small.reward + np.array([[3.0], [-1.0]]))
+    for task, words in (
+        (small, "its class contains the gold"),
+        (shifted, "its class contains the gold"),
+        (replace(small, reward=small.reward**3), "its class does not contain the gold"),
+    ):
+        found = forecast(task, ("fig3",), ToyConfig(), result)
+        assert any(words in text for text in found[0].assumptions)
