@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
+from theory.sizes import power_in_words
 
 ARM_NAMES = ("two_stage", "offline_all", "offline_all_one_hot", "offline_matched", "offline_proper")
 QUICK = Path(__file__).parent / "grids" / "quick.toml"
@@ -161,11 +162,10 @@ def _check_point(point: dict[str, Any], where: str) -> None:
     for key in ("bits", "n_pairs", "horizon", "beta", "sharpness"):
         if point[key] <= 0:
             raise InputError(f"{where}: {key} must be > 0, got {point[key]!r}")
-    leaves = 2**bits if bits < 64 else math.inf
-    if 8 * leaves**2 > PAIR_BYTES:
+    if bits > 64 or 8 * 4**bits > PAIR_BYTES:
         raise InputError(
-            f"{where}: bits {bits} makes 2^{bits} = {leaves:,} leaves, whose pairs take "
-            f"{8 * leaves**2:,} bytes; the limit is {PAIR_BYTES:,}"
+            f"{where}: bits {bits} makes 2^{bits} = {power_in_words(2, bits)} leaves, whose pairs "
+            f"take {power_in_words(4, bits, 8)} bytes; the limit is {PAIR_BYTES:,}"
         )
     for key in ("degree", "class_degree"):
         if not 1 <= point[key] <= bits:

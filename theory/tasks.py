@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from theory.errors import InputError
+from theory.sizes import power_in_words
 from theory.tree import TokenTree
 from theory.walsh import Subset, all_bits, features, random_coefficients, subsets
 
@@ -80,12 +81,11 @@ class WalshTask:
         bits = self.prompt_bits + self.completion_bits
         if not 1 <= self.degree <= bits:
             raise InputError(f"degree must lie in 1..{bits} (all bits), got {self.degree}")
-        entries = 2**bits if bits < 64 else math.inf
-        if entries > 2**20:  # the file names every completion of every prompt twice
+        if bits > 20:  # the file names every completion of every prompt twice
             raise InputError(
                 f"{self.prompt_bits} prompt bits and {self.completion_bits} completion bits make "
-                f"{entries:,} leaves over all prompts, {8 * entries:,} bytes; a task file holds "
-                f"at most {2**20:,} leaves"
+                f"{power_in_words(2, bits)} leaves over all prompts, {power_in_words(2, bits, 8)} "
+                f"bytes; a task file holds at most {2**20:,} leaves"
             )
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from theory.errors import InputError
+from theory.sizes import EXACT_DIGITS, digits_of_power, power_in_words
 
-LEVEL_BYTES = 2 * 2**30  # default limit for one dense level of float64
+MAX_BYTES = 2 * 2**30  # default limit for the float64 arrays of one soft value iteration
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class TokenTree:
     A completion of H tokens need not end in EOS (it is cut by the horizon).
 
     weights: rho0 > 0, one a prompt, sum 1. forbidden: prefixes whose last token is forbidden at the
-    state before it (for every prompt). Raises InputError naming the bad value.
+    state before it (for every prompt). max_bytes: what the values and the policy of all levels and
+    one temporary of the last may take. Raises InputError naming the bad value.
     """
 
     tokens: tuple[str, ...]
@@ -35,7 +37,7 @@ class TokenTree:
     weights: tuple[float, ...]
     eos: str | None = None
     forbidden: tuple[tuple[str, ...], ...] = ()
-    level_bytes: int = LEVEL_BYTES
+    max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
         _check_names("token", self.tokens)
@@ -180,13 +182,24 @@ class TokenTree:
             raise InputError(f"prompt weights sum to {math.fsum(self.weights)!r}, not 1")
 
     def _check_size(self) -> None:
-        needed = 8 * self.n_prompts * self.n_leaves
-        if needed > self.level_bytes:
-            raise InputError(
-                f"the dense tree does not fit: {self.vocab} tokens at horizon {self.horizon} make "
-                f"{self.n_leaves:,} leaves a prompt, {needed:,} bytes for {self.n_prompts} "
-                f"prompt(s); the limit is {self.level_bytes:,} bytes a level"
-            )
+        """Values: V**0 + ... + V**H a prompt; policy: V**1 + ... + V**H; one temporary: V**H."""
+        vocab, horizon, row = self.vocab, self.horizon, 8 * self.n_prompts
+        if digits_of_power(vocab, horizon) < EXACT_DIGITS:
+            last = vocab**horizon
+            values = horizon + 1 if vocab == 1 else (last * vocab - 1) // (vocab - 1)
+            total = row * (values + values - 1 + last)
+            if total <= self.max_bytes:
+                return
+            needed = f"{total:,}"
+        else:
+            levels = 1 + 2 * vocab / (vocab - 1)
+            needed = f"about 10^{digits_of_power(vocab, horizon, row * levels)}"
+        raise InputError(
+            f"the dense tree does not fit: {vocab} tokens at horizon {horizon} make "
+            f"{power_in_words(vocab, horizon)} leaves a prompt, {needed} bytes for the values and "
+            f"policies of all levels and one temporary, {self.n_prompts} prompt(s); the limit is "
+            f"{self.max_bytes:,} bytes"
+        )
 
     def _check_forbidden(self) -> None:
         for prefix in self.forbidden:

@@ -171,3 +171,13 @@ def test_the_shipped_grid_is_valid_and_has_every_comparison():
     assert {c.degree for c in cells} >= {1, 2, 8}
     assert {c.horizon for c in cells if c.bits == 8} == {1, 2, 8}
     assert {c.bits for c in cells if c.bits == c.horizon} >= {4, 6, 8}
+
+
+def test_astronomical_grids_are_refused_in_numbers():
+    body = {
+        "name": "g", "seeds": [0], "ridges": [1.0],
+        "block": [{"name": "b", "arms": ["two_stage"], "bits": 5000, "degree": 2,
+                   "sharpness": 1.0, "horizon": 1, "n_pairs": 4}],
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"about 10\^1505 leaves, whose pairs take about 10\^3011"):
+        parse_grid(body)

@@ -132,7 +132,8 @@ def test_unreadable_files_are_named(tmp_path: Path):
         ({"beta": 0.0}, r"beta must be > 0, got 0\.0"),
         ({"sharpness": float("nan")}, "sharpness"),
         ({"seed": -1}, "seed"),
-        ({"completion_bits": 30}, "bytes"),
+        ({"completion_bits": 30}, "17,179,869,184 leaves over all prompts, 137,438,953,472 bytes"),
+        ({"completion_bits": 996}, r"about 10\^301 leaves over all prompts, about 10\^302 bytes"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict, words: str):

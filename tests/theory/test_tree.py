@@ -77,7 +77,10 @@ def test_the_networkx_view_has_one_sink_a_completion():
         ({"forbidden": (("a", "a", "a"),)}, "must have 1 to 2 tokens"),
         ({"forbidden": (("a", "a"), ("a", "b"))}, "every token is forbidden at state 'a'"),
         ({"eos": "b", "forbidden": (("b", "a"),)}, "goes on after EOS 'b'"),
-        ({"horizon": 40}, "1,099,511,627,776 leaves a prompt, 17,592,186,044,416 bytes"),
+        ({"horizon": 40}, "1,099,511,627,776 leaves a prompt, 87,960,930,222,032 bytes"),
+        ({"horizon": 20000}, r"about 10\^6021 leaves a prompt, about 10\^6023 bytes"),
+        ({"horizon": 10**30}, r"leaves a prompt, about 10\^3"),
+        ({"tokens": ("a",), "horizon": 10**9}, "1 leaves a prompt, 32,000,000,032 bytes"),
     ],
 )
 def test_bad_trees_are_refused_by_name(change, message):
@@ -91,3 +94,11 @@ def test_what_is_no_completion_has_no_index(words):
     tree = TokenTree(("a", "e"), 2, ("x",), (1.0,), eos="e")
     with pytest.raises(InputError, match="no completion"):
         tree.leaf_index(words)
+
+
+def test_memory_is_counted_over_all_levels():
+    """Two prompts, 2 tokens, horizon 3: values 1+2+4+8, policy 2+4+8, a temporary of 8."""
+    exact = 8 * 2 * (15 + 14 + 8)
+    TokenTree(("a", "b"), 3, ("x", "y"), (0.5, 0.5), max_bytes=exact)
+    with pytest.raises(InputError, match=f"{exact} bytes for the values and policies of all"):
+        TokenTree(("a", "b"), 3, ("x", "y"), (0.5, 0.5), max_bytes=exact - 1)
