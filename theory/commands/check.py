@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from theory.errors import InputError
+from theory.outputs import check_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,12 +59,7 @@ class Check:
         if self.seed < 0:
             raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.json is not None:
-            if self.json.is_dir():
-                raise InputError(f"--json {self.json} is a folder")
-            try:
-                self.json.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"--json {self.json}: {error.strerror}") from error
+            check_output(self.json, "--json")
 
     def _results(self, claims: tuple[Claim, ...]) -> list[ClaimResult]:
         from theory.claims.base import run_claim

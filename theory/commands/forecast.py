@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from theory.outputs import check_output
 from theory.predictions import Prediction, save
 
 
@@ -49,6 +50,7 @@ class Forecast:
         figures = check_figures(self.figures)
         config = ToyConfig(replicates=self.replicates, n_pairs=self.n_pairs, seed=self.seed)
         task = load_task(self.task)
+        check_output(self.out, "--out")
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

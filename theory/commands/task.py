@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from theory.outputs import check_output
 from theory.tasks import WalshTask, make_task, save_task
 
 
@@ -27,6 +28,7 @@ class Task:
 
     def run(self) -> int:
         """0 when the file is written."""
+        check_output(self.out, "--out")
         body = make_task(self.walsh)
         save_task(self.out, body)
         leaves = len(next(iter(body["reward"].values())))
