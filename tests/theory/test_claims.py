@@ -183,6 +183,44 @@ def test_a_lost_tie_is_noticed(monkeypatch):
     assert not run_claim(theorem_2_2.CLAIM, trials=3, seed=11).holds
 
 
+def test_a_lost_tie_of_dpo_is_noticed(monkeypatch):
+    offline = theorem_2_3.offline
+
+    def one_of_them(*args, **kwargs):
+        found = offline(*args, **kwargs)
+        return found if kwargs.get("log_ref") is None else found[:1]
+
+    monkeypatch.setattr(theorem_2_3, "offline", one_of_them)
+    result = run_claim(theorem_2_3.CLAIM, trials=1, seed=11)
+    assert not result.holds
+    assert result.worst.part == "a list: every RLHF policy is a DPO policy"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_single_trial_of_theorem_2_3_says_something(seed):
+    assert run_claim(theorem_2_3.CLAIM, trials=1, seed=seed).passes
+
+
+def test_the_uncovered_twin_does_not_depend_on_an_optimiser(monkeypatch):
+    monkeypatch.setattr(theorem_2_3, "fit_policy", stalling_at((0,), 1, 99.0))
+    assert theorem_2_3.twins()[2].violation == pytest.approx(np.log(1.5), abs=1e-12)
+
+    def larger(tree, data):
+        optima = fit_tabular(tree, data)
+        assert optima.log_likelihood is not None
+        return TabularOptima(optima.r, optima.graph, optima.log_likelihood + 1e-6)
+
+    monkeypatch.setattr(theorem_2_3, "fit_tabular", larger)
+    assert theorem_2_3.twins()[2].holds
+
+
+def test_a_policy_class_without_the_soft_optima_breaks_the_hypothesis(monkeypatch):
+    monkeypatch.setattr(theorem_3_1, "soft_value_iteration", slightly_off_by_a_tenth)
+    parts = theorem_3_1.trial(generator(11, "theorem-3.1", 0), 0).certificates
+    (hypothesis,) = [c for c in parts if c.part == theorem_3_1.HYPOTHESIS]
+    assert not hypothesis.holds
+
+
 def test_a_twin_that_does_not_fail_is_noticed():
     good = Trial((Certificate("c", 0.0, 0.0),))
     weak = Claim("c", "s", lambda rng, i: good, lambda: (Twin("broken", 0.001),), 1)

@@ -46,6 +46,7 @@ STATEMENT = (
     "does not imply them."
 )
 FEATURES = 3
+HYPOTHESIS = "a list: the hypothesis, every soft-optimal policy is in Pi"
 
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
@@ -98,7 +99,9 @@ def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Cert
         for pi in extra
         for target in targets
     )
+    optima = np.stack(targets)
     return [
+        included(tree, NAME, HYPOTHESIS, optima, policies.log_probs(tree)),
         included(tree, NAME, "a list: every RLHF policy is in pi_sim", rlhf, sim),
         included(tree, NAME, "a list: every pi_sim policy is an RLHF policy", sim, rlhf),
         Certificate(
@@ -106,7 +109,7 @@ def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Cert
             float(apart >= MIN_VIOLATION),
             1.0,
             SLACK,
-            "the hypothesis holds and the classes are not isomorphic",
+            "a list: the classes are not isomorphic",
         ),
     ]
 
