@@ -20,12 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from theory.arms import Arm, fit, jacobian_rank, make_arm
+from theory.arms import Arm, Fit, fit, jacobian_rank, make_arm
 from theory.errors import InputError
+from theory.fit import ConvergenceError
 from theory.grid import Cell, Grid
 from theory.operators import step
 from theory.walsh import all_bits, features, random_coefficients, subsets
 
+EQUAL_ARMS = ("two_stage", "offline_proper")
+EQUAL = 1e-8  # nats; how far log P of these two may differ on any completion
 PADDED = 1024  # pairs are padded with weight 0 up to this, so that shapes are shared
 
 
@@ -50,7 +53,11 @@ def draw_pairs(reward: Float[np.ndarray, " L"], n_pairs: int, seed: int) -> np.n
 
 
 def run_cell(cell: Cell) -> pa.Table:
-    """Fit every arm of the cell at every ridge on every replicate, and measure."""
+    """Fit every arm of the cell at every ridge on every replicate, and measure.
+
+    Raises ConvergenceError, with the numbers, for a KL that is not finite and where two_stage and
+    offline_proper, both in the cell, do not give one policy.
+    """
     rewards = np.stack(
         [true_reward(cell.bits, cell.degree, cell.sharpness, seed) for seed in cell.seeds]
     )
@@ -61,22 +68,49 @@ def run_cell(cell: Cell) -> pa.Table:
     weights = np.pad(np.ones(cell.n_pairs), (0, padding))
     pairs = np.pad(pairs, ((0, 0), (0, padding), (0, 0)))
     rows: list[dict[str, Any]] = []
+    thetas: dict[str, np.ndarray] = {}
     for name in cell.arms:
-        rows += _arm_rows(cell, name, rewards, pairs, weights)
+        arm = _arm(cell, name)
+        fitted = fit(arm, pairs, weights, cell.ridges)
+        rows += _arm_rows(cell, arm, fitted, rewards)
+        thetas[name] = fitted.theta
+    if set(EQUAL_ARMS) <= set(thetas):
+        _check_equal(cell, thetas)
     return pa.Table.from_pylist(rows)
 
 
-def _arm_rows(
-    cell: Cell, name: str, rewards: np.ndarray, pairs: np.ndarray, weights: np.ndarray
-) -> list[dict[str, Any]]:
+def _arm(cell: Cell, name: str) -> Arm:
     # The classes of all policies have no degree: one program serves every degree.
     degree = cell.bits if name.startswith("offline_all") else cell.class_degree
-    arm = make_arm(name, cell.bits, degree, cell.horizon, cell.beta)
-    fitted = fit(arm, pairs, weights, cell.ridges)
+    return make_arm(name, cell.bits, degree, cell.horizon, cell.beta)
+
+
+def _check_equal(cell: Cell, thetas: dict[str, np.ndarray]) -> None:
+    """Theorem 3.1 in the cell: both arms give one policy. Raises ConvergenceError if not."""
+    first, second = (
+        np.asarray(jax.vmap(jax.vmap(_arm(cell, name).log_probs))(jnp.asarray(thetas[name])))
+        for name in EQUAL_ARMS
+    )
+    gap = np.abs(first - second).max(axis=2)
+    if not gap.max() <= EQUAL:
+        k, i = np.unravel_index(int(np.argmax(gap)), gap.shape)
+        raise ConvergenceError(
+            f"cell {cell.name}, ridge {cell.ridges[k]:g}, seed {cell.seeds[i]}: {EQUAL_ARMS[0]} "
+            f"and {EQUAL_ARMS[1]} differ by {gap[k, i]:.3e} nats in log P, limit {EQUAL:g}"
+        )
+
+
+def _arm_rows(cell: Cell, arm: Arm, fitted: Fit, rewards: np.ndarray) -> list[dict[str, Any]]:
     measured = {
         key: np.asarray(value)
         for key, value in _measure(arm)(jnp.asarray(fitted.theta), jnp.asarray(rewards)).items()
     }
+    if not np.isfinite(measured["kl"]).all():
+        k, i = np.argwhere(~np.isfinite(measured["kl"]))[0]
+        raise ConvergenceError(
+            f"cell {cell.name}, arm {arm.name}, ridge {cell.ridges[k]:g}, seed {cell.seeds[i]}: "
+            f"KL is {measured['kl'][k, i]}, gradient {fitted.gradient[k, i]:.3e}"
+        )
     best = int(np.argmin(measured["kl"].mean(axis=1)))
     rank = _rank(arm)
     rows = []
@@ -95,7 +129,7 @@ def _arm_rows(
                     "n_pairs": cell.n_pairs,
                     "beta": cell.beta,
                     "seed": seed,
-                    "arm": name,
+                    "arm": arm.name,
                     "ridge": ridge,
                     "best_ridge": k == best,
                     **{key: float(value[k, i]) for key, value in measured.items()},

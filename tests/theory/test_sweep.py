@@ -12,7 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import theory.sweep
+from theory.arms import TOLERANCE, Fit, fit
+from theory.commands.sweep import _summary
 from theory.errors import InputError
+from theory.fit import ConvergenceError
 from theory.grid import QUICK, Cell, load_grid, parse_grid
 from theory.sweep import draw_pairs, measure, run_cell, true_reward
 
@@ -181,3 +185,31 @@ def test_astronomical_grids_are_refused_in_numbers():
     }  # fmt: skip
     with pytest.raises(InputError, match=r"about 10\^1505 leaves, whose pairs take about 10\^3011"):
         parse_grid(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("two_stage", np.nan, r"arm two_stage, ridge 1, seed 0: KL is nan, gradient"),
+        ("offline_proper", 1e-6, r"ridge 1, seed 0: two_stage and offline_proper differ by \d"),
+    ],
+)
+def test_fits_that_cannot_be_right_are_not_stored(monkeypatch, name, change, words):
+    def moved(arm, *rest):
+        good = fit(arm, *rest)
+        theta = good.theta + (change if arm.name == name else 0.0)
+        return Fit(theta, good.gradient, good.steps)
+
+    arms = ("two_stage", "offline_proper")
+    cell = Cell("b", 3, 2, 1.0, 3, 32, 1.0, 2, arms, (1.0,), (0,))
+    assert run_cell(cell).num_rows == 2
+    monkeypatch.setattr(theory.sweep, "fit", moved)
+    with pytest.raises(ConvergenceError, match=words):
+        run_cell(cell)
+
+
+def test_the_summary_counts_fits_that_did_not_converge():
+    row = {"cell": "c", "arm": "a", "best_ridge": True, "kl": 1.0}
+    gradients = (0.0, TOLERANCE, 2 * TOLERANCE, math.nan)
+    table = _summary([row | {"gradient": g} for g in gradients])
+    assert list(table.columns[3].cells) == ["2 of 4"]

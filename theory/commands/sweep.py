@@ -80,17 +80,27 @@ def _progress(grid: Grid, todo: list[Cell], work: Callable[[Cell], object]) -> N
 
 
 def _summary(rows: list[dict[str, Any]]) -> Table:
-    """Mean KL (standard error) of each arm at its best ridge, one line a cell."""
+    """Mean KL (standard error) of each arm at its best ridge, one line a cell.
+
+    Unconverged: fits of all ridges whose gradient is left above the tolerance, of how many.
+    """
+    from theory.arms import TOLERANCE
+
+    left: dict[tuple[str, str], list[bool]] = {}
     kls: dict[str, dict[str, list[float]]] = {}
     for row in rows:
+        converged = row["gradient"] <= TOLERANCE
+        left.setdefault((row["cell"], row["arm"]), []).append(not converged)
         if row["best_ridge"]:
             kls.setdefault(row["cell"], {}).setdefault(row["arm"], []).append(row["kl"])
     table = Table(title="KL(P_pi || P*_r), nats, best ridge in hindsight (standard error)")
-    for column in ("cell", "arm", "KL"):
+    for column in ("cell", "arm", "KL", "unconverged"):
         table.add_column(column, overflow="fold")
     for name, cell in kls.items():
         for i, (arm, values) in enumerate(cell.items()):
-            table.add_row("" if i else name, arm, _mean_and_error(values))
+            fits = left[name, arm]
+            missed = f"{sum(fits)} of {len(fits)}"
+            table.add_row("" if i else name, arm, _mean_and_error(values), missed)
     return table
 
 
