@@ -10,12 +10,18 @@ Where the slack comes from (u = 2**-53, the unit roundoff; depth H, V tokens, M 
    of (1); the sums are math.fsum or pairwise, so their own error is below that of their terms.
    Together: at most 3 H (V + 6) u M for one side, twice that for two sides.
 3. A Bradley-Terry maximiser found by Newton carries the error (gradient left over) / (smallest
-   curvature). Rounding leaves a gradient of about 8 n u for n comparisons; the instances of the
-   claims have n <= 100 and curvatures >= 1e-2 on the identified directions: below 1e-11.
+   curvature c on the identified directions, summed over the n comparisons, reward units). Rounding
+   leaves a gradient of about 8 n u. A policy is fitted in log P = r / beta, where the gradient is
+   beta times as large and the curvature beta^2 times: its error is 8 n u / (c beta) nats.
+   Planted pairs are chains of at most 9 completions, each link with 1 to 5 wins each way, that is
+   a curvature a b / (a + b) >= 1/2; so n <= 160 and c >= (1/2) 2 (1 - cos(pi / 9)) = 0.06. With
+   beta >= 0.1 this is below 2.4e-11.
 
-With H <= 4, V <= 3 and M <= 500 bound (2) is below 1.1e-11 (`rounding_bound` computes it for a
-given instance), and the sum of all is below 2.2e-11. SLACK is above that and is fixed here, before
-any check is run.
+With H <= 4, V <= 3 and M <= 500 bound (2) is below 1.1e-11 (`rounding_bound`), bound (3) for
+planted pairs below 2.4e-11 (`fit_bound`), their sum below 3.5e-11. SLACK is above that and fixed
+here. It is no bound in advance where c is not bounded: pairs that are not planted, features drawn
+at random (theorem 3.1) and bigram policies (2.2 (c)). There a fit that is too ill-conditioned for
+SLACK makes a claim fail; it cannot make one pass.
 """
 
 from __future__ import annotations
@@ -79,3 +85,8 @@ def worst(certificates: Iterable[Certificate]) -> Certificate:
 def rounding_bound(*, horizon: int, vocab: int, scale: float) -> float:
     """Bound (2) above for both sides together, in the unit of `scale` (the largest |r|/beta)."""
     return 6.0 * horizon * (vocab + 6) * UNIT_ROUNDOFF * scale
+
+
+def fit_bound(*, comparisons: float, curvature: float, beta: float) -> float:
+    """Bound (3) above, nats; curvature: the smallest one that is not flat, reward units."""
+    return 8.0 * comparisons * UNIT_ROUNDOFF / (curvature * beta)

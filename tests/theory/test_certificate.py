@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from theory.certificate import MIN_VIOLATION, SLACK, Certificate, Twin, rounding_bound, worst
-from theory.claims.instances import FIT_SHAPES, SHAPES
+from theory.certificate import (
+    MIN_VIOLATION,
+    SLACK,
+    Certificate,
+    Twin,
+    fit_bound,
+    rounding_bound,
+    worst,
+)
+from theory.claims.instances import FIT_SHAPES, SHAPES, random_tree, two_way_pairs
+from theory.fit import fit_tabular
+from theory.preferences import bt_probability
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,26 @@ def test_a_twin_fails_only_by_a_clear_margin(violation, holds, fails):
 
 
 def test_the_slack_covers_the_rounding_of_every_shape_that_is_checked():
-    assert 2.2e-11 < SLACK <= 1e-10
+    assert 3.5e-11 < SLACK <= 1e-10
     for _, vocab, horizon in (*SHAPES, *FIT_SHAPES):
         assert rounding_bound(horizon=horizon, vocab=vocab, scale=500.0) < 1.1e-11
+
+
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("shape", FIT_SHAPES)
+def test_the_fits_of_planted_pairs_stay_inside_their_bound(shape, connected):
+    """n, the curvature at the maximiser and the bound at the smallest beta, on real instances."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        tree = random_tree(rng, shape)
+        data = two_way_pairs(rng, tree, connected=connected)
+        optima = fit_tabular(tree, data)
+        p = bt_probability(optima.r, data)
+        d = np.zeros((data.size, tree.n_prompts * tree.n_leaves))
+        d[np.arange(data.size), data.prompt * tree.n_leaves + data.winner] = 1.0
+        d[np.arange(data.size), data.prompt * tree.n_leaves + data.loser] -= 1.0
+        curvatures = np.linalg.eigvalsh((d * (data.count * p * (1 - p))[:, None]).T @ d)
+        least = float(curvatures[curvatures > 1e-9].min())
+        assert data.total <= 160
+        assert least >= 0.06
+        assert fit_bound(comparisons=data.total, curvature=least, beta=0.1) < 2.4e-11
