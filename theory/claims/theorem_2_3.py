@@ -84,22 +84,20 @@ def _tabular(
     back = policy_from_leaves(tree, unmix(tree, dpo.log_p, log_ref))
     into_kept = fit_policy(policies, data, policies.logits(into), beta=beta, log_ref=log_ref)
     back_kept = fit_policy(policies, data, policies.logits(back), beta=beta)
-    pairs = [("every DPO policy is an RLHF policy", dpo.log_p, reached)]
+    pairs = [("every DPO policy is an RLHF policy", dpo.log_p, np.asarray(reached))]
     found = [stationary(NAME, "the DPO policy", dpo), stationary(NAME, "the MLE policy", mle)]
     for part, policy, kept, best, reference in (
         ("every RLHF policy is a DPO policy", chosen, chosen_kept, dpo.value, log_ref),
         ("T(pi_mle) is a DPO policy", into, into_kept, dpo.value, log_ref),
         ("T^-1(pi_dpo) is an MLE policy", back, back_kept, mle.value, None),
     ):
-        log_p = leaf_log_probs(tree, policy)
+        log_p = np.asarray(leaf_log_probs(tree, policy))
         pairs.append((part, log_p, kept.log_p))
         found.append(stationary(NAME, part, kept))
-        found.append(
-            attains(NAME, part, np.asarray(log_p), data, best, beta=beta, log_ref=reference)
-        )
+        found.append(attains(NAME, part, log_p, data, best, beta=beta, log_ref=reference))
     if optima.graph.dimension == 0:
         pairs.append(("Eq. 14 with its prompt term", dpo.log_p, mixture(tree, mle.log_p, log_ref)))
-    found += [same(tree, NAME, part, np.asarray(a), np.asarray(b)) for part, a, b in pairs]
+    found += [same(tree, NAME, part, a, b) for part, a, b in pairs]
     return [*found, *_likelihoods(optima, dpo.value, mle.value)]
 
 
