@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 OUT ?= out/demo
-SEEDS ?= 5
+SEEDS ?= 8
 BIN := .venv/bin
 PY := $(BIN)/python
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
@@ -53,7 +53,7 @@ study: $(OUT)/predictions.json | $(BIN)/.demo
 	@$(PY) -m llm study fig3 fig9 --preset tiny --seeds $(SEEDS) --data $(OUT)/task.json \
 		--predictions $(OUT)/predictions.json --out $(OUT)/study
 
-$(OUT)/report.html: $(OUT)/check.json sweep study
+$(OUT)/report.html: $(OUT)/check.json $(OUT)/predictions.json sweep study
 	@echo "== 5/5 drawing the report"
 	@$(PY) -m paper_figures report $(OUT)
 
