@@ -19,6 +19,10 @@ from llm.errors import InputError
 
 SCHEMA = 1
 RECORD = "record.json"
+ERROR = "error.txt"  # of a stage that failed, in its unfinished folder
+IDENTITY = "identity.json"
+LOCK = ".lock"
+LOCK_TRIES = 20
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "all-roads")
 
 
@@ -111,11 +115,6 @@ class Store:
         work.replace(self.path(key))
 
 
-IDENTITY = "identity.json"
-LOCK = ".lock"
-LOCK_TRIES = 20
-
-
 def check_folder(root: Path, identity: dict[str, Any]) -> None:
     """Raise InputError unless the folder is new, empty, or holds a study of this configuration.
 
@@ -177,11 +176,16 @@ def states(root: Path) -> dict[str, tuple[str, float | None]]:
     found: dict[str, tuple[str, float | None]] = {}
     for folder in sorted((root / "stages").glob("*"), key=lambda path: path.name.strip(".")):
         name = folder.name.removeprefix(".").removesuffix(".partial")
-        error = folder / "error.txt"
         if (folder / RECORD).is_file() and not folder.name.startswith("."):
             found[name] = ("done", read_json(folder / RECORD)["wall_seconds"])
-        elif error.is_file():
-            found[name] = ("failed: " + error.read_text().strip().splitlines()[-1], None)
         else:
-            found[name] = ("begun", None)
+            found[name] = (unfinished_state(folder), None)
     return found
+
+
+def unfinished_state(partial: Path) -> str:
+    """begun, or failed with the last line of its error, of a stage that is not done."""
+    error = partial / ERROR
+    if error.is_file():
+        return "failed: " + error.read_text().strip().splitlines()[-1]
+    return "begun"

@@ -31,7 +31,7 @@ from rich.progress import (
 )
 
 from llm.graph import Stage
-from llm.records import SCHEMA, StageKey, Store, versions
+from llm.records import ERROR, SCHEMA, StageKey, Store, versions
 
 POLL = 0.2  # seconds between looks at the workers' reports
 _reports: Any = None  # in a worker: the queue to the parent
@@ -202,9 +202,7 @@ def run_stage(plan: Plan, stage: Stage, report: Callable[[float], None]) -> str 
     try:
         execute(plan, stage, report)
     except Exception as error:
-        (Store(plan.root).partial(plan.keys[stage.id]) / "error.txt").write_text(
-            traceback.format_exc()
-        )
+        (Store(plan.root).partial(plan.keys[stage.id]) / ERROR).write_text(traceback.format_exc())
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
 
@@ -230,7 +228,7 @@ def execute(plan: Plan, stage: Stage, report: Callable[[float], None]) -> None:
     start = time.perf_counter()
     torch.manual_seed(0)
     result = KINDS[stage.kind](work)
-    (folder / "error.txt").unlink(missing_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
     store.finish(
         key,
         {

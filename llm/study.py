@@ -31,6 +31,7 @@ from llm.records import (
     file_digest,
     locked,
     read_json,
+    unfinished_state,
     write_json,
 )
 from llm.runner import Plan, discard, execute, run
@@ -83,8 +84,8 @@ def model_files(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("config.json"))]
 
 
-def prepare(request: Request) -> tuple[Plan, dict[str, Any]]:
-    """Check everything that can be checked without work; the plan and the study's identity."""
+def prepare(request: Request) -> tuple[Plan, dict[str, Any], StudyConfig]:
+    """Check what can be checked without work; the plan, the study's identity, its settings."""
     figures = check_figures(request.figures)
     if request.seeds < 1:
         raise InputError(f"--seeds {request.seeds}: must be at least 1")
@@ -113,7 +114,7 @@ def prepare(request: Request) -> tuple[Plan, dict[str, Any]]:
 
         pretrained_shape(config.model)
     plan = Plan(request.out, stages, keys(stages), source, request.tokenizer)
-    return plan, identity
+    return plan, identity, config
 
 
 def _tokenizer_identity(request: Request, kind: str) -> str | None:
@@ -143,13 +144,13 @@ def predictions_of(request: Request) -> Path | None:
 
 def run_study(request: Request, *, quiet: bool = False) -> int:
     """Run or resume a study; 0 if every stage is done, 1 if one failed."""
-    plan, identity = prepare(request)
+    plan, identity, config = prepare(request)
     fresh, existed = not (plan.root / IDENTITY).exists(), plan.root.exists()
     write_json(plan.root / IDENTITY, identity)
     with locked(plan.root):
         try:
             _make_data(plan)
-            _check_model(plan, request)
+            _check_model(plan, config)
         except InputError:
             if fresh:
                 _leave(plan.root, existed)
@@ -198,9 +199,8 @@ def _make_data(plan: Plan) -> None:
         raise
 
 
-def _check_model(plan: Plan, request: Request) -> None:
+def _check_model(plan: Plan, config: StudyConfig) -> None:
     """The longest prompt and completion must fit the model's positions, the ids its vocabulary."""
-    config = configure(request)
     folder = Store(plan.root).path(plan.keys["data"])
     longest = 0
     for part in ("sft", "pairs", "validation_pairs", "test"):
@@ -282,9 +282,7 @@ def state(store: Store, plan: Plan, stage: Stage) -> str:
     if store.done(key):
         return "done"
     partial = store.partial(key)
-    if (partial / "error.txt").exists():
-        return "failed: " + (partial / "error.txt").read_text().strip().splitlines()[-1]
-    return "begun" if partial.exists() else "waiting"
+    return unfinished_state(partial) if partial.exists() else "waiting"
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from theory.errors import InputError
+from theory.errors import InputError, require_positive
 from theory.sizes import power_in_words
 from theory.tree import TokenTree
 from theory.walsh import Subset, all_bits, features, random_coefficients, subsets
@@ -66,10 +66,7 @@ class WalshTask:
     """Of both polynomials."""
 
     def __post_init__(self) -> None:
-        for name in ("prompt_bits", "completion_bits", "sharpness", "beta"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be > 0, got {value!r}")
+        require_positive(self, "prompt_bits", "completion_bits", "sharpness", "beta")
         for name in ("reference_share", "reference_sharpness"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

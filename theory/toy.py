@@ -7,7 +7,6 @@ randomness is the data, of which each replicate draws its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 import optax
 
 from theory.arms import logits_to_leaves, newton_linear
-from theory.errors import InputError
+from theory.errors import InputError, require_positive
 from theory.operators import beats, step, temper_level
 from theory.soft import policy_from_leaves
 from theory.tasks import Task, joint_features
@@ -58,10 +57,7 @@ class ToyConfig:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        for name in ("rate", "dpo_beta", "ridge", "temperature", "decode"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be > 0, got {value!r}")
+        require_positive(self, "rate", "dpo_beta", "ridge", "temperature", "decode")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,14 @@ def small_task() -> dict[str, Any]:
     return make_task()
 
 
+@pytest.fixture(scope="session")
+def shared_task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small task's file, one for the session: a study that tests share is made from it."""
+    file = tmp_path_factory.mktemp("task") / "task.json"
+    file.write_text(json.dumps(make_task()), encoding="utf-8")
+    return file
+
+
 @pytest.fixture
 def small_task_file(small_task: dict[str, Any], tmp_path: Path) -> Path:
     file = tmp_path / "task.json"

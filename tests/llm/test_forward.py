@@ -14,9 +14,10 @@ PAD, EOS, VOCABULARY = 1, 0, 97
 def policy():
     config = ModelConfig(hidden_size=32, layers=2, heads=2, max_positions=64)
     model = new_policy(config, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=3)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():  # far from the symmetric start
-            parameter.add_(0.2 * torch.randn_like(parameter, generator=None))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 

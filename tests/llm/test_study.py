@@ -44,16 +44,10 @@ def _predictions(path: Path, task: Path | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, shared_task_file):
     """(task file, finished study of both figures and two seeds, run without a break)."""
     folder = tmp_path_factory.mktemp("study")
-    task = folder / "task.json"
-    conftest = importlib.util.spec_from_file_location("c", Path(__file__).with_name("conftest.py"))
-    assert conftest is not None
-    assert conftest.loader is not None
-    module = importlib.util.module_from_spec(conftest)
-    conftest.loader.exec_module(module)
-    task.write_text(json.dumps(module.make_task()))
+    task = shared_task_file
     predictions = _predictions(folder / "predictions.json", task)
     arguments = _arguments(task, folder / "out", "--predictions", str(predictions), "--jobs", "1")
     assert command.main(arguments) == 0
