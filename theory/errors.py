@@ -1,6 +1,5 @@
 """The one exception that means: the input is wrong, and here is where; and a check that uses it."""
 
-
 import math
 
 
