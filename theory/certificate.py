@@ -61,6 +61,7 @@ class Twin:
 
     assumption: str  # what was broken, in words
     violation: float  # nats
+    name: str = ""  # "unscaled": its file is theory/claims/twins/<claim>/<name>.json
 
     @property
     def holds(self) -> bool:

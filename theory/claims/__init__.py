@@ -15,9 +15,9 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def find(name: str) -> Claim:
+def find(name: str, claims: tuple[Claim, ...] = CLAIMS) -> Claim:
     """The claim of that name. Raises InputError that lists the known ones."""
-    for claim in CLAIMS:
+    for claim in claims:
         if claim.name == name:
             return claim
-    raise InputError(f"unknown claim {name!r}; known: {', '.join(c.name for c in CLAIMS)}")
+    raise InputError(f"unknown claim {name!r}; known: {', '.join(c.name for c in claims)}")

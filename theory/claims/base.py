@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from theory.certificate import SLACK, Certificate, Twin, worst
+from theory.claims.replay import Replay, load_replay, twin_file
 from theory.errors import InputError
 from theory.fit_policy import PolicyFit
 from theory.preferences import PairData, bt_log_likelihood
@@ -26,14 +27,37 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """One assumption of a claim broken on the smallest instance that shows it, held in a file.
+
+    The file is twins/<claim>/<name>.json; `violation` reads every number from it.
+    """
+
+    name: str  # "unscaled"
+    assumption: str  # what is broken, in words
+    smallest: str  # why nothing smaller shows it
+    violation: Callable[[Replay], float]  # nats
+
+
+@dataclass(frozen=True)
 class Claim:
-    """One numbered statement of the paper with its check and its broken twins."""
+    """One statement of the paper with its check and its broken twins."""
 
     name: str  # "theorem-2.2"
-    statement: str  # plain words, with what the paper's proof leaves out
+    source: str  # "Theorem 2.2, proof in App. B.2"
+    statement: str  # what is checked, in plain words
+    left_out: str  # what the paper's statement or proof leaves out; "" if nothing
     trial: Callable[[np.random.Generator, int], Trial]  # (randomness, index of the trial)
-    twins: Callable[[], tuple[Twin, ...]]
+    broken: tuple[Broken, ...]  # one for each assumption
     trials: int  # default number
+
+    def twin(self, name: str) -> Broken:
+        """The broken twin of that name. Raises InputError that lists the known ones."""
+        for broken in self.broken:
+            if broken.name == name:
+                return broken
+        known = ", ".join(broken.name for broken in self.broken)
+        raise InputError(f"{self.name} has no twin {name!r}; known: {known}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,7 @@ class ClaimResult:
     trials: int
     nonvacuous: int
     worst: Certificate  # of all trials
+    worst_trial: int  # its index: with the seed, all that is needed to run it again
     twins: tuple[Twin, ...]
 
     @property
@@ -68,8 +93,11 @@ class ClaimResult:
             "trials": self.trials,
             "nonvacuous": self.nonvacuous,
             "worst_residual": _finite(self.worst.residual),
+            "worst_part": self.worst.part,
+            "worst_trial": self.worst_trial,
             "twins": [
                 {
+                    "name": twin.name,
                     "assumption": twin.assumption,
                     "violation": _finite(twin.violation),
                     "holds": twin.holds,
@@ -99,16 +127,36 @@ def run_claim(
     count = claim.trials if trials is None else trials
     if count < 1:
         raise InputError(f"trials must be at least 1, got {count}")
+    return run_trials(claim, range(count), seed=seed, on_trial=on_trial)
+
+
+def run_trials(
+    claim: Claim, indices: Iterable[int], *, seed: int, on_trial: Callable[[], None] = lambda: None
+) -> ClaimResult:
+    """Run the trials of these indices, and the twins. Raises InputError for seed < 0."""
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}")
-    certificates, nonvacuous = [], 0
-    for index in range(count):
+    found: list[tuple[Certificate, int]] = []
+    nonvacuous = 0
+    for index in indices:
         trial = claim.trial(generator(seed, claim.name, index), index)
-        certificates.append(worst(trial.certificates))
+        found.append((worst(trial.certificates), index))
         nonvacuous += not trial.vacuous
         on_trial()
-    twins = claim.twins()
-    return ClaimResult(claim, count, nonvacuous, worst(certificates), twins)
+    certificate, place = max(found, key=lambda pair: pair[0].residual)
+    return ClaimResult(claim, len(found), nonvacuous, certificate, place, run_twins(claim))
+
+
+def run_twins(claim: Claim) -> tuple[Twin, ...]:
+    """Every broken twin of a claim, from its file."""
+    return tuple(
+        run_twin(broken, load_replay(twin_file(claim.name, broken.name))) for broken in claim.broken
+    )
+
+
+def run_twin(broken: Broken, replay: Replay) -> Twin:
+    """By how much the claim misses on the instance of a file, nats."""
+    return Twin(broken.assumption, broken.violation(replay), broken.name)
 
 
 # --- comparing policies and sets of policies -----------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from theory.errors import InputError
 from theory.outputs import check_output
@@ -14,40 +14,58 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
+    from theory.certificate import Twin
     from theory.claims.base import Claim, ClaimResult
 
 
 @dataclass(frozen=True)
 class Check:
-    """Check the paper's claims numerically on random token trees, and their broken twins.
+    """Check the paper's claims on random token trees, and their broken twins.
 
-    Reads nothing. Prints one table; writes --json if asked. Exit code 0 only if every certificate
-    holds (within 1e-10) and every twin misses by at least 0.01 nats; 1 if not; 2 for bad input.
+    Reads nothing, or the file of --replay. Prints one table; writes --json if asked. Exit code 0
+    only if every certificate holds (within 1e-10; exactly, in rational arithmetic) and every twin
+    misses by at least 0.01 nats; 1 if not; 2 for bad input. theory/claims/README.md says what each
+    claim states and what the paper's proof leaves out.
 
     Example: python -m theory check --claim theorem-2.2 --trials 50 --seed 1 --json check.json
+
+    Example: python -m theory check --arithmetic rational --trials 200
+
+    Example: python -m theory check --replay theory/claims/twins/theorem-2.2/unscaled.json
     """
 
     claim: str | None = None
-    """One of lemma-2.1, lemma-b.1, theorem-2.2, theorem-2.3, theorem-3.1; all if left out."""
+    """One claim by name; all if left out. An unknown name lists the known ones."""
     trials: int | None = None
     """Random instances a claim; each claim has its own default."""
     seed: int = 0
     """Trial i of a claim is a function of (seed, claim, i) alone."""
+    trial: int | None = None
+    """Run this one trial alone, and print each of its certificates (needs --claim)."""
+    arithmetic: Literal["float", "rational"] = "float"
+    """rational: Theorems 2.2, 2.3 and 3.1 on lists, in exact fractions, with residual 0."""
+    replay: Path | None = None
+    """Run one broken twin from its file instead; edit a copy of the file to try another."""
     json: Path | None = None
     """Write the results here; the folder is made if it is missing."""
 
     def run(self) -> int:
         """Run the checks; 0 if all hold and all twins fail, else 1. Raises InputError."""
-        from theory.claims import CLAIMS, find
-
-        claims = CLAIMS if self.claim is None else (find(self.claim),)
         self._check_input()
+        if self.replay is not None:
+            return self._replay(self.replay)
+        from theory.claims import find
+
+        known = _known(self.arithmetic)
+        claims = known if self.claim is None else (find(self.claim, known),)
+        if self.trial is not None:
+            return _one_trial(claims[0], self.seed, self.trial)
         results = self._results(claims)
         from rich.console import Console
 
         console = Console()
         console.print(_table(results), crop=False)
-        for line in _remarks(results):
+        for line in _remarks(results, self.seed):
             console.print(line, markup=False, highlight=False)
         if self.json is not None:
             write_atomically(self.json, [result.to_json() for result in results])
@@ -58,8 +76,27 @@ class Check:
             raise InputError(f"--trials must be at least 1, got {self.trials}")
         if self.seed < 0:
             raise InputError(f"--seed must be at least 0, got {self.seed}")
+        if self.trial is not None and self.trial < 0:
+            raise InputError(f"--trial must be at least 0, got {self.trial}")
+        if self.trial is not None and self.claim is None:
+            raise InputError("--trial runs one trial of one claim: say which with --claim")
+        lone = "--trial" if self.trial is not None else "--replay" if self.replay else None
+        if lone is not None and self.json is not None:
+            raise InputError(f"--json records whole checks: leave it out with {lone}")
         if self.json is not None:
             check_output(self.json, "--json")
+
+    def _replay(self, path: Path) -> int:
+        """One twin from a file; 0 if it misses clearly, as it must."""
+        from theory.claims import find
+        from theory.claims.base import run_twin
+        from theory.claims.replay import load_replay
+
+        replay = load_replay(path)
+        every = (*_known("float"), *_known("rational"))
+        broken = find(replay.claim, every).twin(replay.twin)
+        print(_twin_line(replay.claim, twin := run_twin(broken, replay)))
+        return 0 if twin.fails else 1
 
     def _results(self, claims: tuple[Claim, ...]) -> list[ClaimResult]:
         from theory.claims.base import run_claim
@@ -79,6 +116,26 @@ class Check:
                     )
                 )
         return results
+
+
+def _known(arithmetic: str) -> tuple[Claim, ...]:
+    """The claims of one arithmetic."""
+    if arithmetic == "rational":
+        from theory.claims.rational import CLAIMS
+    else:
+        from theory.claims import CLAIMS
+    return CLAIMS
+
+
+def _one_trial(claim: Claim, seed: int, index: int) -> int:
+    """Every certificate of one trial, largest residual first; 0 if all hold."""
+    from theory.claims.base import generator
+
+    trial = claim.trial(generator(seed, claim.name, index), index)
+    print(f"{claim.name}, seed {seed}, trial {index}{' (vacuous)' if trial.vacuous else ''}")
+    for c in sorted(trial.certificates, key=lambda c: c.residual, reverse=True):
+        print(f"  {'holds' if c.holds else 'FAILS'}  {c.residual:.1e}  {c.part}")
+    return 0 if all(c.holds for c in trial.certificates) else 1
 
 
 def _progress() -> Progress:
@@ -120,20 +177,25 @@ def _table(results: list[ClaimResult]) -> Table:
     return table
 
 
-def _remarks(results: list[ClaimResult]) -> list[str]:
+def _remarks(results: list[ClaimResult], seed: int) -> list[str]:
     """What each twin broke, and what went wrong if anything did."""
     lines = []
     for result in results:
-        for twin in result.twins:
-            verdict = "fails, as it must" if twin.fails else "DOES NOT FAIL by 0.01 nats"
-            lines.append(
-                f"{result.claim.name} twin {verdict} ({twin.violation:.3g} nats): {twin.assumption}"
-            )
+        name = result.claim.name
+        lines += [_twin_line(name, twin) for twin in result.twins]
         if not result.worst.holds:
-            lines.append(f"{result.claim.name} DOES NOT HOLD at: {result.worst.part}")
+            lines.append(
+                f"{name} DOES NOT HOLD at: {result.worst.part} "
+                f"(--claim {name} --seed {seed} --trial {result.worst_trial} runs it again)"
+            )
         if result.nonvacuous == 0:
-            lines.append(f"{result.claim.name}: every trial was vacuous, which shows nothing")
+            lines.append(f"{name}: every trial was vacuous, which shows nothing")
     return lines
+
+
+def _twin_line(claim: str, twin: Twin) -> str:
+    verdict = "fails, as it must" if twin.fails else "DOES NOT FAIL by 0.01 nats"
+    return f"{claim} twin {twin.name} {verdict} ({twin.violation:.3g} nats): {twin.assumption}"
 
 
 def write_atomically(path: Path, body: object) -> None:
