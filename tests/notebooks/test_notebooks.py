@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and the assertions in its cells hold."""
+"""Every notebook runs from its first cell to its last, and the assertions in its cells hold."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "all_roads.py"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
@@ -26,14 +28,19 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_notebook_runs_as_a_script() -> None:
-    done = run(NOTEBOOK)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_as_a_script(path: Path) -> None:
+    done = run(path)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_an_assertion_that_fails_would_stop_it(tmp_path: Path) -> None:
-    text = NOTEBOOK.read_text(encoding="utf-8")
-    broken, changed = re.subn(r"== 1 \+ 2 \+ 4 \+ 8\n", "== 99\n", text)
+BREAKS = {"all_roads": (r"== 1 \+ 2 \+ 4 \+ 8\n", "== 99\n"), "01_theorems": (r"== 7\n", "== 99\n")}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_assertion_that_fails_would_stop_it(path: Path, tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    broken, changed = re.subn(*BREAKS[path.stem], text)
     assert changed == 1
     path = tmp_path / "broken.py"
     path.write_text(broken, encoding="utf-8")
