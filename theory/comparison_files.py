@@ -48,7 +48,7 @@ def records(
                 if n % 1000 == 0:
                     tell(disk.tell() / size)
                 yield place, record
-    except _BrokenRecord as error:
+    except _BrokenRecordError as error:
         place, wrong = error.args
         raise InputError(f"{file}:{place}: {wrong}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

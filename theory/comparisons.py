@@ -98,8 +98,11 @@ def read_comparisons(
     choice, or a count of 0 are dropped and counted by reason. Raises InputError naming the file and
     the line (the record, from 1, in a JSON list or a parquet file) for anything else.
     """
-    files, skipped = _files(path)
-    sizes = [file.stat().st_size for file in files]
+    try:
+        files, skipped = _files(path)
+        sizes = [file.stat().st_size for file in files]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     builder = _Builder()
     for i, file in enumerate(files):
 
