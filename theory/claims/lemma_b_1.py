@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-from theory.certificate import SLACK, Certificate, Twin
-from theory.claims.base import Claim, Trial, same
+from theory.certificate import SLACK, Certificate
+from theory.claims.base import Broken, Claim, Trial, same
 from theory.claims.instances import (
     SHAPES,
-    one_step_tree,
     random_beta,
     random_log_p,
     random_policy,
     random_reward,
     random_tree,
 )
+from theory.claims.replay import Replay
 from theory.classes import FinitePolicies
 from theory.projection import project_finite, soft_return, soft_rl_finite
 from theory.soft import (
     Policy,
+    expected_reward,
     kl,
     leaf_log_probs,
     log_optimal,
-    policy_from_leaves,
     soft_value_iteration,
 )
 from theory.tree import TokenTree
@@ -32,9 +32,14 @@ NAME = "lemma-b.1"
 STATEMENT = (
     "Lemma B.1: the policy of Pi with the largest E[r] - beta KL(P_pi || P_ref) is the one with "
     "the smallest KL to the mixture P*_r . P_ref. Checked as an identity for EVERY policy: E_pi[r] "
-    "- beta KL(P_pi || P_ref) = beta E_x[log Z_{r,ref}(x)] - beta KL(P_pi || P*_r . P_ref). "
-    "The mixture must be normalised for each prompt: Eq. 12 as printed normalises over all prompts "
-    "together, which leaves the argmin alone and breaks the identity."
+    "- beta KL(P_pi || P_ref) = beta E_x[log Z_{r,ref}(x)] - beta KL(P_pi || P*_r . P_ref), where "
+    "P*_r . P_ref is the mixture normalised for each prompt."
+)
+LEFT_OUT = (
+    "Eq. 12 as printed normalises the mixture over all prompts together, which leaves the argmin "
+    "alone and breaks the identity. The proof drops the normaliser of the mixture from its second "
+    "line on: it depends on the prompt alone. P*_r is exp(r / beta), so that beta tempers the "
+    "reward and not the reference."
 )
 
 
@@ -80,27 +85,67 @@ def _identity(
     return Certificate(NAME, left, right, SLACK, part)
 
 
-def twins() -> tuple[Twin, ...]:
-    """Fixed small instances: two prompts, two completions."""
-    tree = one_step_tree("a", "b", prompts=2)
-    r = np.asarray([[1.0, 0.0], [0.0, 2.0]])
-    log_ref = np.log([[0.7, 0.3], [0.4, 0.6]])
-    policy = policy_from_leaves(tree, np.log([[0.5, 0.5], [0.2, 0.8]]))
-    log_p = leaf_log_probs(tree, policy)
-    left = soft_return(tree, policy, r, log_ref=log_ref)
-    log_z = float(np.dot(tree.rho0, np.asarray(logsumexp(r + log_ref, axis=1))))
-    product = log_optimal(tree, r) + log_ref
-    pooled = product - logsumexp(product)
-    return (
-        Twin(
-            "the mixture is normalised over all prompts together, as Eq. 12 prints it",
-            abs(left - (log_z - kl(tree, log_p, pooled))),
-        ),
-        Twin(
-            "the reference is left out of the target: P*_r in place of P*_r . P_ref",
-            abs(left - (log_z - kl(tree, log_p, log_optimal(tree, r)))),
-        ),
-    )
+# --- broken twins --------------------------------------------------------------------------------
 
 
-CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=40)
+def _miss(replay: Replay, log_target: np.ndarray) -> float:
+    """|left - right| of the identity (divided by beta, nats) with another target of the KL."""
+    replay.need(policies=1)
+    tree, beta, log_p = replay.tree, replay.beta, replay.policies[0]
+    gained = expected_reward(tree, log_p, replay.reward) / beta
+    left = gained - kl(tree, log_p, replay.log_ref)
+    score = np.where(tree.leaf_mask, replay.reward / beta + replay.log_ref, -np.inf)
+    log_z = float(np.dot(tree.rho0, np.asarray(logsumexp(score, axis=1))))
+    return abs(left - log_z + kl(tree, log_p, log_target))
+
+
+def _pooled(replay: Replay) -> float:
+    tree = replay.tree
+    product = log_optimal(tree, replay.reward, replay.beta) + replay.log_ref
+    return _miss(replay, product - np.asarray(logsumexp(product[:, tree.leaves])))
+
+
+def _no_reference(replay: Replay) -> float:
+    return _miss(replay, log_optimal(replay.tree, replay.reward, replay.beta))
+
+
+def _other_beta(replay: Replay) -> float:
+    beta = replay.number("target_beta")
+    return _miss(replay, log_optimal(replay.tree, replay.reward, beta, replay.log_ref))
+
+
+def _tempered_reference(replay: Replay) -> float:
+    """P*_r . P_ref^power; the power of the lemma is 1 for every beta."""
+    log_ref = replay.log_ref * replay.number("reference_power")
+    return _miss(replay, log_optimal(replay.tree, replay.reward, replay.beta, log_ref))
+
+
+BROKEN = (
+    Broken(
+        "pooled",
+        "the mixture is normalised over all prompts together, as Eq. 12 prints it",
+        "Two prompts: with one, together and for each prompt are the same.",
+        _pooled,
+    ),
+    Broken(
+        "no-reference",
+        "the reference is left out of the target: P*_r in place of P*_r . P_ref",
+        "Two completions and a reference that is not even: with one, or an even one, P*_r . P_ref "
+        "is P*_r.",
+        _no_reference,
+    ),
+    Broken(
+        "other-beta",
+        "P*_r is formed with another beta (numbers.target_beta) than the RL step's",
+        "Two completions: with one, P*_r is 1 for every beta.",
+        _other_beta,
+    ),
+    Broken(
+        "tempered-reference",
+        "the reference is tempered too: P_ref^numbers.reference_power with power 1 / beta",
+        "Two completions and a reference that is not even: an even one is the same at any power.",
+        _tempered_reference,
+    ),
+)
+
+CLAIM = Claim(NAME, "Lemma B.1, proof in App. B.1.1", STATEMENT, LEFT_OUT, trial, BROKEN, trials=16)

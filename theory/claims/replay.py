@@ -17,7 +17,9 @@ from jaxtyping import Float
 
 from theory.errors import InputError
 from theory.instance import Instance, parse_instance, read_json
+from theory.preferences import PairData
 from theory.soft import check_beta
+from theory.tree import TokenTree
 
 TWINS = Path(__file__).parent / "twins"
 REQUIRED = {"claim", "twin", "instance", "beta"}
@@ -39,8 +41,43 @@ class Replay:
     def number(self, name: str) -> float:
         """One of `numbers`. Raises InputError if the file has none of that name."""
         if name not in self.numbers:
-            raise InputError(f"twin {self.twin!r} of {self.claim} needs numbers.{name}")
+            raise self._missing(f"numbers.{name}")
         return self.numbers[name]
+
+    @property
+    def tree(self) -> TokenTree:
+        """The tree of the instance."""
+        return self.instance.tree
+
+    @property
+    def data(self) -> PairData:
+        """The preferences. Raises InputError if the file has none; so do the next two."""
+        if self.instance.data is None:
+            raise self._missing("instance.preferences")
+        return self.instance.data
+
+    @property
+    def reward(self) -> Float[np.ndarray, "P L"]:
+        """The reward of the instance, 0 where no completion is."""
+        if self.instance.reward is None:
+            raise self._missing("instance.reward")
+        return self.instance.reward
+
+    @property
+    def log_ref(self) -> Float[np.ndarray, "P L"]:
+        """The reference of the instance, nats."""
+        if self.instance.log_ref is None:
+            raise self._missing("instance.reference")
+        return self.instance.log_ref
+
+    def need(self, *, rewards: int = 0, policies: int = 0) -> None:
+        """Raises InputError if the file has fewer rewards or policies than that."""
+        for name, least in (("rewards", rewards), ("policies", policies)):
+            if len(getattr(self, name)) < least:
+                raise self._missing(f"at least {least} {name}")
+
+    def _missing(self, what: str) -> InputError:
+        return InputError(f"twin {self.twin!r} of {self.claim} needs {what}")
 
 
 def twin_file(claim: str, twin: str) -> Path:

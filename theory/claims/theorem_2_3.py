@@ -5,36 +5,37 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import logsumexp
 
-from theory.certificate import SLACK, Certificate, Twin
-from theory.claims.base import Claim, Trial, attains, included, same, stationary, violation
+from theory.certificate import SLACK, Certificate
+from theory.claims.base import Claim, Trial, attains, included, same, stationary
 from theory.claims.instances import (
     FIT_SHAPES,
-    one_step_tree,
     random_beta,
     random_log_p,
     random_tree,
     two_way_pairs,
 )
-from theory.claims.roads import offline, online
-from theory.claims.theorem_2_2 import matching_member
+from theory.claims.roads import matching_member, mixture, offline, online, unmix
+from theory.claims.theorem_2_3_twins import BROKEN
 from theory.classes import FinitePolicies, TabularPolicies
 from theory.fit import TabularOptima, fit_tabular
 from theory.fit_policy import fit_policy
 from theory.preferences import PairData
-from theory.soft import kl, leaf_log_probs, policy_from_leaves, soft_value_iteration
+from theory.soft import leaf_log_probs, policy_from_leaves, soft_value_iteration
 from theory.tree import TokenTree
 
 NAME = "theorem-2.3"
 STATEMENT = (
     "Theorem 2.3: with a reference policy and R = R(Pi), RLHF and DPO give the same SET of "
-    "policies. Write T(P) = P . P_ref, normalised for each prompt. The paper asks that the optima "
-    "over ALL policies lie in Pi; what suffices, and is checked, is T(pi_mle) in Pi and "
-    "T^-1(pi_dpo) in Pi. Eqs. 14-16 drop a term that depends on the prompt alone, "
-    "log sum P_mle P_ref; it cancels, so the theorem stands, but Eq. 14 as printed never holds. "
-    "P_ref must be positive on every completion that Pi can generate. Every beta; both inclusions "
-    "(the paper shows one)."
+    "policies, if T(pi_mle) and T^-1(pi_dpo) lie in Pi, where T(P) = P . P_ref is normalised for "
+    "each prompt. Every beta; both inclusions; over all policies and over lists with planted ties."
+)
+LEFT_OUT = (
+    "The paper asks that the optima over ALL policies lie in Pi; that set is one point or "
+    "infinite, so a list with ties cannot meet it, and the condition above suffices. Eqs. 14-16 "
+    "drop a term that depends on the prompt alone, -log sum P_mle P_ref; it cancels, so the "
+    "theorem stands, but Eq. 14 as printed never holds. P_ref must be positive on every completion "
+    "that Pi can generate, not on compared ones alone. The proof shows one of the two inclusions."
 )
 DRAWS = 12  # of a list, until it meets the hypothesis
 
@@ -48,17 +49,6 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     found = _tabular(rng, tree, data, beta, log_ref)
     listed, hypothesis = _finite(rng, tree, beta, log_ref)
     return Trial((*found, *listed), vacuous=not hypothesis)
-
-
-def mixture(tree: TokenTree, log_p: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
-    """T(P) = P . P_ref normalised for each prompt, log-probabilities (P, L)."""
-    score = np.where(tree.leaf_mask, np.asarray(log_p) + log_ref, -np.inf)
-    return score - np.asarray(logsumexp(score, axis=1, keepdims=True))
-
-
-def unmix(tree: TokenTree, log_p: np.ndarray, log_ref: np.ndarray) -> np.ndarray:
-    """T^-1(P) = P / P_ref normalised for each prompt, log-probabilities (P, L)."""
-    return mixture(tree, log_p, np.where(tree.leaf_mask, -log_ref, 0.0))
 
 
 def _tabular(
@@ -159,67 +149,4 @@ def _listed(
     ]
 
 
-# --- broken twins --------------------------------------------------------------------------------
-
-
-def twins() -> tuple[Twin, ...]:
-    """Fixed small instances."""
-    return (
-        Twin("T(pi_mle) lies outside Pi", _outside()),
-        Twin("Eq. 14 as printed, without its prompt term", _printed()),
-        Twin(
-            "P_ref is 0 on a completion that is not compared; the DPO policy gives it mass 1/3",
-            _uncovered(),
-        ),
-    )
-
-
-def _outside() -> float:
-    """Two completions, two policies, P_ref = 0.3, three wins to one.
-
-    pi_mle = 0.5 and T(pi_mle) = 0.3, not in Pi = {0.4, 0.5}: RLHF takes 0.4, DPO takes 0.5.
-    """
-    tree = one_step_tree("a", "b")
-    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
-    log_ref = np.log([[0.3, 0.7]])
-    tables = [np.log([[p, 1.0 - p]]) for p in (0.4, 0.5)]
-    policies = FinitePolicies(tuple(policy_from_leaves(tree, table) for table in tables))
-    log_probs = policies.log_probs(tree)
-    rewards = policies.rewards(tree)
-    rlhf = online(tree, rewards, policies, data, beta=1.0, log_ref=log_ref)
-    dpo = offline(tree, policies, data, beta=1.0, log_ref=log_ref)
-    return violation(tree, log_probs[rlhf], log_probs[dpo])
-
-
-def _printed() -> float:
-    """log P_dpo - log P_mle - log P_ref on two completions: the dropped term, never 0."""
-    tree = one_step_tree("a", "b")
-    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
-    log_ref = np.log([[0.6, 0.4]])
-    policies = TabularPolicies.of(tree)
-    start = np.zeros(policies.dimension)
-    dpo = fit_policy(policies, data, start, log_ref=log_ref)
-    mle = fit_policy(policies, data, start)
-    return float(np.abs(dpo.log_p - mle.log_p - log_ref).min())
-
-
-def _uncovered() -> float:
-    """DPO may give the third completion any mass; RLHF, with the reference at 0 there, none.
-
-    The DPO policy with mass 1/3 there, and three times the reference's odds on the compared pair,
-    has the largest likelihood (NaN if not). The violation is KL(RLHF || it) = log 3/2.
-    """
-    tree = one_step_tree("a", "b", "c")
-    data = PairData.of(tree, [(0, 0, 1, 3.0), (0, 1, 0, 1.0)])
-    with np.errstate(divide="ignore"):
-        log_ref = np.log([[0.6, 0.4, 0.0]])
-    dpo = np.log([[2 / 3 * 9 / 11, 2 / 3 * 2 / 11, 1 / 3]])
-    optima = fit_tabular(tree, data)
-    best = optima.log_likelihood if optima.log_likelihood is not None else math.nan
-    if not attains(NAME, "twin", dpo, data, best, beta=1.0, log_ref=log_ref).holds:
-        return math.nan
-    r = optima.member(np.zeros(optima.graph.n_components))
-    return kl(tree, mixture(tree, r, log_ref), dpo)
-
-
-CLAIM = Claim(NAME, STATEMENT, trial, twins, trials=16)
+CLAIM = Claim(NAME, "Theorem 2.3, proof in App. B.3", STATEMENT, LEFT_OUT, trial, BROKEN, trials=14)
