@@ -2,6 +2,20 @@
 
 Rewards are fitted here in numpy on reward tables and features; policies are fitted in
 `theory.fit_policy`, in JAX on their own log-probabilities, so that two roads never share a fit.
+
+An `ArgmaxSet` is one of three: TabularOptima (all rewards: an affine set), LinearOptima (rewards
+linear in features: an affine set) or FiniteOptima (a list: its tied members). They share
+
+    empty           whether there is no finite maximiser at all
+    witness         why not: a strong component that never loses, or a separating direction; or None
+    dimension       of the set of policies that the members induce; None if the set is empty
+    log_likelihood  of every member (Eq. 6), nats; None if the set is empty
+    member(where)   one member in the class's own terms: the table r (P, L) at a step a component,
+                    theta (D,) at a step a kernel direction, the place in the list at k < size.
+                    Raises EmptySetError, which names the witness, if the set is empty
+
+Existence is decided by strong components or by a linear program, never by a gradient: where no
+finite maximiser exists, there is no large number that stands in for one.
 """
 
 from __future__ import annotations
@@ -14,18 +28,34 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import null_space
 from scipy.optimize import linprog
+from scipy.sparse import coo_array, diags_array
+from scipy.sparse.linalg import splu
 from scipy.special import expit
 
 from theory.classes import FiniteRewards, LinearRewards
-from theory.preferences import ComparisonGraph, PairData, bt_log_likelihood, comparison_graph
+from theory.errors import InputError
+from theory.preferences import (
+    ComparisonGraph,
+    PairData,
+    Witness,
+    bt_log_likelihood,
+    comparison_graph,
+)
 from theory.tree import TokenTree
 
 TIE = 1e-11  # relative: log-likelihoods closer than TIE * (comparisons + |likelihood|) are tied
+SPAN = 1e10  # counts within one component may differ by this factor: float64 resolves no more
+DENSE = 4000  # completions of a component up to which its Laplacian is factored as a dense matrix
+ROUNDING = 1e-9  # relative: Newton's last step may move a margin by less than this
 KERNEL = 1e-10  # relative singular value below which a direction counts as unseen by the data
 
 
 class ConvergenceError(ArithmeticError):
     """A maximiser exists but was not reached to rounding; nothing is returned in its place."""
+
+
+class EmptySetError(ValueError):
+    """A member of an empty set of maximisers was asked for; the message gives the witness."""
 
 
 # --- ridge-regularised logistic regression, batched ----------------------------------------------
@@ -109,29 +139,107 @@ class TabularOptima:
 
     @property
     def empty(self) -> bool:
+        """Whether no finite maximiser exists."""
         return self.r is None
 
+    @property
+    def witness(self) -> Witness | None:
+        """Completions that beat others and never lose, if the set is empty."""
+        return self.graph.witness
+
+    @property
+    def dimension(self) -> int | None:
+        """#components - #prompts: BT and policies do not see one shift a prompt."""
+        return None if self.empty else self.graph.dimension
+
     def member(self, steps: Float[np.ndarray, " C"]) -> Float[np.ndarray, "P L"]:
-        """The maximiser r + sum_C steps[C] 1_C. Raises ValueError if the set is empty."""
+        """The maximiser r + sum_C steps[C] 1_C. Raises EmptySetError if the set is empty."""
         if self.r is None:
-            raise ValueError("the set of maximisers is empty")
+            raise EmptySetError(f"the set of maximisers is empty: {self.witness}")
         return self.r + self.graph.shift(steps)
 
 
 def fit_tabular(tree: TokenTree, data: PairData) -> TabularOptima:
-    """The set of Bradley-Terry maximisers over all rewards (math: Zermelo 1929, Ford 1957)."""
+    """The set of Bradley-Terry maximisers over all rewards (Zermelo 1929, Ford 1957).
+
+    Components are fitted one at a time, so that none is drowned by another's counts. Raises
+    InputError if the counts of one differ by more than the factor SPAN, and ConvergenceError if a
+    maximiser exists and is not reached to rounding.
+    """
     graph = comparison_graph(tree, data)
     if not graph.exists:
         return TabularOptima(None, graph, None)
-    first, second = (data.prompt * tree.n_leaves + leaf for leaf in (data.winner, data.loser))
-    compared = np.unique(np.concatenate([first, second]))
-    d = np.zeros((data.size, len(compared)))
-    d[np.arange(data.size), np.searchsorted(compared, first)] = 1.0
-    d[np.arange(data.size), np.searchsorted(compared, second)] = -1.0
-    r = np.zeros(tree.n_prompts * tree.n_leaves)
-    r[compared] = _newton_minimum_norm(d, data.count)
-    r = r.reshape(tree.n_prompts, tree.n_leaves)
+    r = np.zeros((tree.n_prompts, tree.n_leaves))
+    component = graph.component[data.prompt, data.winner]
+    order = np.argsort(component, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
+        if len(rows):
+            _check_span(tree, data, rows)
+            pair = np.stack([data.winner[rows], data.loser[rows]])
+            leaves, local = np.unique(pair, return_inverse=True)
+            r[data.prompt[rows[0]], leaves] = _strengths(local.reshape(2, -1), data.count[rows])
     return TabularOptima(r, graph, bt_log_likelihood(r, data))
+
+
+def _check_span(tree: TokenTree, data: PairData, rows: np.ndarray) -> None:
+    least, most = float(data.count[rows].min()), float(data.count[rows].max())
+    if most > SPAN * least:
+        raise InputError(
+            f"prompt {tree.prompts[data.prompt[rows[0]]]!r}: the counts of one component span "
+            f"{least!r} to {most!r}; float64 resolves a factor of {SPAN:g}"
+        )
+
+
+def _strengths(pair: Int[np.ndarray, "2 N"], count: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The Bradley-Terry maximiser of mean 0 on one strongly connected component.
+
+    pair: winners and losers in 0..n-1. Newton's step with the length log(1 + d) / d, d the largest
+    change of a margin, which descends from anywhere (the loss is generalised self-concordant with
+    constant 1: Sun and Tran-Dinh 2019) and tends to a full step. The last node is held at 0.
+    """
+    winner, loser = pair
+    n = int(pair.max()) + 1
+    weight = count / count.sum()
+    r = np.zeros(n)
+    best, kept = np.inf, r
+    for _ in range(500):
+        margin = r[winner] - r[loser]
+        flow = weight * expit(-margin)
+        slope = np.bincount(winner, flow, n) - np.bincount(loser, flow, n)
+        bend = flow * expit(margin)
+        move = np.zeros(n)
+        move[:-1] = _grounded_solve(pair, bend, slope)
+        if not np.isfinite(move).all():
+            raise ConvergenceError("the comparisons are too uneven for float64")
+        change = float(np.abs(move[winner] - move[loser]).max())
+        error = change / (1.0 + float(np.abs(margin).max()))
+        if error >= best and best < ROUNDING:
+            break
+        if error < best:
+            best, kept = error, r
+        r = r + (np.log1p(change) / change if change > 0 else 1.0) * move
+    if not best < ROUNDING:
+        raise ConvergenceError(f"Newton's last step still moves a margin by {best:.2e} (relative)")
+    return kept - kept.mean()
+
+
+def _grounded_solve(
+    pair: Int[np.ndarray, "2 N"], bend: np.ndarray, slope: np.ndarray
+) -> Float[np.ndarray, " m"]:
+    """Solve the weighted Laplacian of a connected graph with its last node left out."""
+    n = len(slope)
+    try:
+        if n <= DENSE:
+            weights = np.bincount(pair[0] * n + pair[1], bend, n * n).reshape(n, n)
+            weights = weights + weights.T
+            laplacian = np.diag(weights.sum(axis=1)) - weights
+            return np.linalg.solve(laplacian[:-1, :-1], slope[:-1])
+        weights = coo_array((bend, pair), shape=(n, n)).tocsr()
+        weights = weights + weights.T
+        laplacian = diags_array(weights.sum(axis=1)) - weights
+        return splu(laplacian.tocsc()[:-1, :-1]).solve(slope[:-1])
+    except (RuntimeError, np.linalg.LinAlgError) as error:
+        raise ConvergenceError(f"the comparisons are too uneven for float64: {error}") from error
 
 
 # --- linear rewards ------------------------------------------------------------------------------
@@ -149,7 +257,19 @@ class LinearOptima:
 
     @property
     def empty(self) -> bool:
+        """Whether no finite maximiser exists."""
         return self.theta is None
+
+    @property
+    def dimension(self) -> int | None:
+        """`policy_dimension`, or None if the set is empty."""
+        return None if self.empty else self.policy_dimension
+
+    def member(self, steps: Float[np.ndarray, " K"]) -> Float[np.ndarray, " D"]:
+        """The maximiser theta + kernel steps. Raises EmptySetError if the set is empty."""
+        if self.theta is None:
+            raise EmptySetError(f"the set of maximisers is empty: {self.witness} separates")
+        return self.theta + self.kernel @ np.asarray(steps, dtype=np.float64)
 
 
 def fit_linear(tree: TokenTree, rewards: LinearRewards, data: PairData) -> LinearOptima:
@@ -191,7 +311,41 @@ class FiniteOptima:
     """The argmax set of a finite list, ties included."""
 
     indices: Int[np.ndarray, " K"]
-    log_likelihoods: Float[np.ndarray, " M"]  # nats, of every member
+    log_likelihoods: Float[np.ndarray, " M"]  # nats, of every reward of the list
+
+    @property
+    def empty(self) -> bool:
+        """False: a list that is not empty has a best member."""
+        return False
+
+    @property
+    def witness(self) -> None:
+        """None: the set is never empty."""
+        return None
+
+    @property
+    def dimension(self) -> int:
+        """0: points."""
+        return 0
+
+    @property
+    def size(self) -> int:
+        """Number of tied members."""
+        return len(self.indices)
+
+    @property
+    def log_likelihood(self) -> float:
+        """The largest of the list, nats."""
+        return float(self.log_likelihoods.max())
+
+    def member(self, k: int) -> int:
+        """Place in the list of the k-th maximiser. Raises IndexError unless 0 <= k < size."""
+        if not 0 <= k < self.size:
+            raise IndexError(f"the list has {self.size} maximisers, there is no number {k}")
+        return int(self.indices[k])
+
+
+ArgmaxSet = TabularOptima | LinearOptima | FiniteOptima
 
 
 def fit_finite(rewards: FiniteRewards, data: PairData) -> FiniteOptima:

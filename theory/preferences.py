@@ -137,6 +137,19 @@ class ComparisonGraph:
         """Dimension of the set of policies that the maximisers induce: #components - #prompts."""
         return self.n_components - self.component.shape[0]
 
+    @cached_property
+    def members(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(prompt, leaves) of every component, in the order of its label."""
+        labels = self.component.reshape(-1)
+        nodes = np.flatnonzero(labels >= 0)
+        order = nodes[np.argsort(labels[nodes], kind="stable")]
+        ends = np.cumsum(np.bincount(labels[nodes], minlength=self.n_components))[:-1]
+        leaves = self.component.shape[1]
+        return tuple(
+            (int(group[0] // leaves), tuple((group % leaves).tolist()))
+            for group in np.split(order, ends)
+        )
+
     def shift(self, steps: Float[np.ndarray, " C"]) -> Float[np.ndarray, "P L"]:
         """The reward that is steps[c] on component c; 0 where no completion is."""
         return np.where(self.component >= 0, steps[self.component], 0.0)

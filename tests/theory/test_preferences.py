@@ -129,3 +129,12 @@ def test_the_same_seed_gives_the_same_pairs():
 def test_bad_pairs_are_refused_by_row(row, message):
     with pytest.raises(InputError, match=message):
         PairData.of(TREE, [(0, 0, 1, 1.0), row])
+
+
+@given(pair_lists)
+def test_members_are_the_components_by_label(pairs):
+    graph = comparison_graph(TREE, PairData.of(TREE, [(*p, 1.0) for p in pairs]))
+    assert len(graph.members) == graph.n_components
+    for label, (prompt, leaves) in enumerate(graph.members):
+        assert np.flatnonzero(graph.component[prompt] == label).tolist() == list(leaves)
+    assert sum(len(leaves) for _, leaves in graph.members) == 8
