@@ -95,13 +95,20 @@ def partition(tree: ExactTree, y: Table) -> tuple[dict[Words, Fraction], ...]:
 
 
 def soft_policy(tree: ExactTree, y: Table) -> ExactPolicy:
-    """pi(a | s) = Z(s.a) / Z(s), the soft-optimal policy; of a distribution, its conditionals."""
+    """pi(a | s) = Z(s.a) / Z(s), the soft-optimal policy; of a distribution, its conditionals.
+
+    Raises InputError naming prompt and prefix where nothing below has mass.
+    """
     found = []
-    for z in partition(tree, y):
+    for prompt, z in zip(tree.tree.prompts, partition(tree, y), strict=True):
         policy: dict[Words, dict[str, Fraction]] = {}
         for words, mass in z.items():
-            if words:
-                policy.setdefault(words[:-1], {})[words[-1]] = mass / z[words[:-1]]
+            if not words:
+                continue
+            if not z[words[:-1]]:
+                place = f"prompt {prompt!r}, prefix {' '.join(words[:-1])!r}"
+                raise InputError(f"{place}: no completion below it has mass")
+            policy.setdefault(words[:-1], {})[words[-1]] = mass / z[words[:-1]]
         found.append(policy)
     return tuple(found)
 
