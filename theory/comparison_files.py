@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from theory.errors import InputError
 
@@ -66,10 +66,16 @@ def short(value: object) -> str:
 
 
 def _of_text(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
-    if name.endswith(".csv"):
-        return _csv(stream)
     start = cast(Any, stream).peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return _json_list(stream) if start[:1] == b"[" else _json_lines(stream)
+    is_csv = name.endswith(".csv")
+    if not is_csv and start[:1] != b"[":
+        yield from _json_lines(stream)
+        return
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    try:
+        yield from (_csv if is_csv else _json_list)(text)
+    finally:
+        text.detach()  # or it would close the stream, which is not its own
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -93,12 +99,12 @@ def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
         yield number, record
 
 
-def _json_list(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _json_list(text: TextIO) -> Iterator[tuple[int, Any]]:
     """The elements of one JSON list, holding about one element at a time."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     decoder = json.JSONDecoder(object_pairs_hook=_once)
-    buffer = text.read(CHUNK).lstrip()[1:]
-    start, number, step, ended = 0, 1, CHUNK, False
+    while text.read(1) != "[":  # it is there: that is how the format was told
+        pass
+    buffer, start, number, step, ended = "", 0, 1, CHUNK, False
     while True:
         start = _skip_blanks(buffer, start)
         if number == 1 and buffer[start : start + 1] == "]":
@@ -148,9 +154,8 @@ def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _csv(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _csv(lines: TextIO) -> Iterator[tuple[int, Any]]:
     limit = csv.field_size_limit(LONGEST)
-    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])

@@ -327,4 +327,4 @@ def entropy_floor(pairs: Pairs) -> float:
     """Mean log-loss a comparison if each pair's probability is its own share of wins, nats."""
     share: Float[np.ndarray, "2 D"] = np.stack([pairs.low_wins, pairs.high_wins]) / pairs.total
     logs = np.log(share, where=share > 0, out=np.zeros_like(share))
-    return float(-np.sum(share * logs * pairs.total) / pairs.total.sum())
+    return float(np.sum(share * -logs * pairs.total) / pairs.total.sum())
