@@ -14,14 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from theory.classes import chain
+from theory.classes import SoftOptimalPolicies, TabularPolicies, chain
 from theory.preferences import PairData
 from theory.soft import check_beta
 
 NULL = 1e-9  # relative curvature below which a direction counts as flat
 PAD = 64  # pairs are padded with count 0 to a multiple of PAD, so that few shapes are compiled
+
+
+class NoMaximiserError(ArithmeticError):
+    """No policy to return: the likelihood rises without end, or existence was not decided."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,12 @@ def fit_policy(
 
     sum_i count_i log sigmoid(beta (log P(xi+) - log P(xi-) - log P_ref(xi+) + log P_ref(xi-))).
     policies: a class of `theory.classes` with `log_policy(theta)`; start: its parameters.
-    Raises InputError for beta <= 0. Existence is the caller's business (`comparison_graph`).
+    Raises InputError for beta <= 0, and NoMaximiserError if the class is TabularPolicies or
+    SoftOptimalPolicies and the likelihood has no maximiser on it (for every reference and beta
+    alike). In other classes existence is the caller's business.
     """
     check_beta(beta)
+    check_maximiser(policies, data)
     margin = np.zeros(data.size)
     if log_ref is not None:
         reference = np.asarray(log_ref, dtype=np.float64)
@@ -66,6 +75,50 @@ def fit_policy(
         jnp.float64(beta),
     )
     return maximise(_log_likelihood, start, arguments, scale=data.total)
+
+
+def check_maximiser(policies: Any, data: PairData) -> None:
+    """Raise NoMaximiserError with the witness if the pairs can be separated within the class.
+
+    TabularPolicies: completions that win against others and never lose, from the strong components
+    of the comparison graph. SoftOptimalPolicies: a direction theta with D theta >= 0 and not 0, D
+    the feature differences of the pairs, from a linear program. Other classes are not looked at.
+    """
+    if isinstance(policies, TabularPolicies):
+        _check_components(policies.allowed[-1].size, data)
+    elif isinstance(policies, SoftOptimalPolicies):
+        phi = np.asarray(policies.phi)
+        _check_features(phi[data.prompt, data.winner] - phi[data.prompt, data.loser])
+
+
+def _check_components(slots: int, data: PairData) -> None:
+    winner, loser = (data.prompt * slots + leaf for leaf in (data.winner, data.loser))
+    nodes, place = np.unique(np.concatenate([winner, loser]), return_inverse=True)
+    winner, loser = place[: data.size], place[data.size :]
+    edges = coo_array((data.count, (winner, loser)), shape=(len(nodes), len(nodes)))
+    _, strong = connected_components(edges.tocsr(), directed=True, connection="strong")
+    crossing = strong[winner] != strong[loser]
+    if crossing.any():
+        beaten = strong[loser[crossing]]
+        unbeaten = strong[winner[crossing]]
+        source = unbeaten[~np.isin(unbeaten, beaten)][0]
+        prompt, leaves = nodes[strong == source] // slots, nodes[strong == source] % slots
+        raise NoMaximiserError(
+            f"leaves {leaves.tolist()} of prompt {int(prompt[0])} win and never lose: their "
+            "likelihood rises without end"
+        )
+
+
+def _check_features(d: np.ndarray) -> None:
+    """max sum(d theta) with 0 <= d theta <= 1 is 0 or at least 1, by scaling."""
+    rows, bounds = np.concatenate([d, -d]), np.repeat([1.0, 0.0], len(d))
+    solved = linprog(-d.sum(axis=0), A_ub=rows, b_ub=bounds, bounds=(None, None), method="highs")
+    if solved.status != 0:
+        raise NoMaximiserError(f"existence could not be decided: {solved.message}")
+    if -solved.fun > 0.5:
+        raise NoMaximiserError(
+            f"the direction {solved.x.tolist()} separates the pairs: no maximiser"
+        )
 
 
 def _padded(x: np.ndarray, size: int) -> jax.Array:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from theory.certificate import SLACK, Certificate, Twin, worst
+from theory.claims.instances import Drawn
 from theory.claims.replay import Replay, load_replay, twin_file
 from theory.errors import InputError
-from theory.fit_policy import PolicyFit
+from theory.fit import ConvergenceError
+from theory.fit_policy import NoMaximiserError, PolicyFit, check_maximiser
 from theory.preferences import PairData, bt_log_likelihood
 from theory.soft import kl
 from theory.tree import TokenTree
@@ -24,6 +28,7 @@ class Trial:
 
     certificates: tuple[Certificate, ...]
     vacuous: bool = False  # the set of maximisers is empty, or a hypothesis does not hold
+    drawn: Drawn | None = None  # what the instance was
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class ClaimResult:
     worst: Certificate  # of all trials
     worst_trial: int  # its index: with the seed, all that is needed to run it again
     twins: tuple[Twin, ...]
+    drawn: tuple[Drawn, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -92,6 +98,7 @@ class ClaimResult:
             "slack": self.worst.slack,
             "trials": self.trials,
             "nonvacuous": self.nonvacuous,
+            "drawn": summary(self.drawn),
             "worst_residual": _finite(self.worst.residual),
             "worst_part": self.worst.part,
             "worst_trial": self.worst_trial,
@@ -105,6 +112,24 @@ class ClaimResult:
                 for twin in self.twins
             ],
         }
+
+
+def summary(drawn: tuple[Drawn, ...]) -> dict[str, str | int]:
+    """What the trials of a claim drew: ranges of the sizes, counts of the rest. {} if unknown."""
+    if not drawn:
+        return {}
+    sizes = {
+        "tokens": [d.vocab for d in drawn],
+        "horizon": [d.horizon for d in drawn],
+        "prompts": [d.prompts for d in drawn],
+    }
+    counts = {
+        "trees": len(drawn),
+        "with EOS": sum(d.eos for d in drawn),
+        "with forbidden tokens": sum(d.forbidden for d in drawn),
+        **dict(sorted(Counter(d.data for d in drawn if d.data).items())),
+    }
+    return {**{name: f"{min(x)}-{max(x)}" for name, x in sizes.items()}, **counts}
 
 
 def _finite(x: float) -> float | None:
@@ -137,14 +162,26 @@ def run_trials(
     if seed < 0:
         raise InputError(f"seed must be at least 0, got {seed}")
     found: list[tuple[Certificate, int]] = []
+    drawn: list[Drawn] = []
     nonvacuous = 0
     for index in indices:
-        trial = claim.trial(generator(seed, claim.name, index), index)
+        trial = run_trial(claim, index, seed=seed)
         found.append((worst(trial.certificates), index))
         nonvacuous += not trial.vacuous
+        drawn += [] if trial.drawn is None else [trial.drawn]
         on_trial()
     certificate, place = max(found, key=lambda pair: pair[0].residual)
-    return ClaimResult(claim, len(found), nonvacuous, certificate, place, run_twins(claim))
+    twins = run_twins(claim)
+    return ClaimResult(claim, len(found), nonvacuous, certificate, place, twins, tuple(drawn))
+
+
+def run_trial(claim: Claim, index: int, *, seed: int) -> Trial:
+    """One trial. A fit that does not reach its optimum decides nothing, so the trial fails."""
+    try:
+        return claim.trial(generator(seed, claim.name, index), index)
+    except (ConvergenceError, NoMaximiserError) as error:
+        nothing = Certificate(claim.name, math.nan, math.nan, SLACK, f"no optimum: {error}")
+        return Trial((nothing,), vacuous=True)
 
 
 def run_twins(claim: Claim) -> tuple[Twin, ...]:
@@ -155,8 +192,12 @@ def run_twins(claim: Claim) -> tuple[Twin, ...]:
 
 
 def run_twin(broken: Broken, replay: Replay) -> Twin:
-    """By how much the claim misses on the instance of a file, nats."""
-    return Twin(broken.assumption, broken.violation(replay), broken.name)
+    """By how much the claim misses on the instance of a file, nats; NaN if a fit has no end."""
+    try:
+        violation = broken.violation(replay)
+    except (ConvergenceError, NoMaximiserError):
+        violation = math.nan
+    return Twin(broken.assumption, violation, broken.name)
 
 
 # --- comparing policies and sets of policies -----------------------------------------------------
@@ -180,6 +221,15 @@ def stationary(claim: str, part: str, fit: PolicyFit) -> Certificate:
     Without it an optimiser that stalls "keeps" any policy it is started from.
     """
     return Certificate(claim, fit.gradient, 0.0, SLACK, f"{part}: gradient where the fit ended")
+
+
+def refused(claim: str, part: str, policies: Any, data: PairData) -> Certificate:
+    """Certificate that a fit of policies returns none, as the likelihood has no maximiser."""
+    try:
+        check_maximiser(policies, data)
+    except NoMaximiserError:
+        return Certificate(claim, 1.0, 1.0, SLACK, part)
+    return Certificate(claim, 0.0, 1.0, SLACK, part)
 
 
 def attains(

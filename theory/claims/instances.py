@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 
-from theory.preferences import PairData
+from theory.preferences import PairData, comparison_graph, sample_pairs
 from theory.soft import Policy, policy_from_leaves
 from theory.tree import TokenTree
 
-# (prompts, tokens, horizon): for identities, and for claims that need a fit
-SHAPES = ((1, 2, 4), (2, 3, 3), (3, 2, 3))
-FIT_SHAPES = ((2, 2, 3), (2, 3, 2))
+# (prompts, tokens, horizon), for trials in turn. Identities take any size; fits are kept to 126
+# policy logits, as their Hessian is dense. Seven of those, so that they meet each of the KINDS.
+SHAPES = (
+    (1, 2, 6),
+    (5, 6, 1),
+    (2, 3, 4),
+    (5, 2, 5),
+    (4, 5, 2),
+    (3, 4, 3),
+    (1, 3, 6),
+    (2, 6, 4),
+)
+FIT_SHAPES = ((1, 2, 6), (5, 6, 1), (3, 3, 3), (2, 5, 2), (4, 2, 4), (1, 4, 3), (2, 2, 5))
+KINDS = ("connected", "disconnected", "sampled", "separable")
+LEG = 2  # longest chain of planted pairs that hangs on a hub: it bounds their curvature from below
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one trial drew, to be counted."""
+
+    vocab: int
+    horizon: int
+    prompts: int
+    eos: bool
+    forbidden: bool
+    data: str = ""  # "connected", "disconnected" or "separable"; "" if none was drawn
+
+    @classmethod
+    def of(
+        cls, tree: TokenTree, data: PairData | None = None, *, exists: bool | None = None
+    ) -> Drawn:
+        """The record of a tree and, if there are any, of the comparisons on it.
+
+        exists: whether the class has a maximiser; for all rewards if left out.
+        """
+        kind = ""
+        if data is not None:
+            graph = comparison_graph(tree, data)
+            kind = "disconnected" if graph.dimension else "connected"
+            kind = kind if (graph.exists if exists is None else exists) else "separable"
+        return cls(
+            tree.vocab,
+            tree.horizon,
+            tree.n_prompts,
+            tree.eos is not None,
+            bool(tree.forbidden),
+            kind,
+        )
 
 
 def random_tree(rng: np.random.Generator, shape: tuple[int, int, int]) -> TokenTree:
-    """A tree of that shape with random prompt weights; often with EOS, a forbidden token, or both.
+    """A tree of that shape with random prompt weights; often with EOS, forbidden tokens, or both.
 
     It has at least four completions a prompt (a draw with fewer is drawn again).
     """
@@ -25,11 +74,12 @@ def random_tree(rng: np.random.Generator, shape: tuple[int, int, int]) -> TokenT
     rho0 = tuple((weights / weights.sum()).tolist())
     while True:
         eos = tokens[-1] if rng.random() < 0.5 else None
-        forbidden: tuple[tuple[str, ...], ...] = ()
-        if rng.random() < 0.5:
-            prefix = rng.choice(tokens[: vocab - 1], size=rng.integers(0, horizon)).tolist()
-            forbidden = ((*prefix, str(rng.choice(tokens))),)
-        tree = TokenTree(tokens, horizon, prompts, rho0, eos, forbidden)
+        forbidden: dict[tuple[str, ...], str] = {}  # at most one token a state
+        for _ in range(int(rng.integers(0, 3))):
+            state = rng.choice(tokens[: vocab - 1], size=rng.integers(0, horizon)).tolist()
+            forbidden[tuple(state)] = str(rng.choice(tokens))
+        prefixes = tuple((*state, token) for state, token in forbidden.items())
+        tree = TokenTree(tokens, horizon, prompts, rho0, eos, prefixes)
         if len(tree.leaves) >= 4:
             return tree
 
@@ -61,26 +111,51 @@ def random_log_p(rng: np.random.Generator, tree: TokenTree, scale: float = 1.0) 
     return score - np.log(np.exp(score).sum(axis=1, keepdims=True))
 
 
+def random_pairs(rng: np.random.Generator, tree: TokenTree, kind: str) -> PairData:
+    """Comparisons of one of the KINDS: of the first two a maximiser exists.
+
+    "sampled" are 4 to 40 draws with Bradley-Terry labels, which have a maximiser rarely;
+    "separable" are planted pairs and one more between two components, so that there is none.
+    """
+    if kind == "sampled":
+        r, n = random_reward(rng, tree, 1.0), int(rng.integers(4, 40))
+        return sample_pairs(tree, r, n, seed=int(rng.integers(2**32)))
+    data = two_way_pairs(rng, tree, connected=kind == "connected")
+    return one_way(rng, tree, data) if kind == "separable" else data
+
+
+def one_way(rng: np.random.Generator, tree: TokenTree, data: PairData) -> PairData:
+    """The data and one comparison between two components of the first prompt: no maximiser."""
+    label = comparison_graph(tree, data).component[0]
+    winner = int(rng.choice(tree.leaves))
+    loser = int(rng.choice(tree.leaves[label[tree.leaves] != label[winner]]))
+    rows = zip(data.prompt, data.winner, data.loser, data.count, strict=True)
+    return PairData.of(tree, [*rows, (0, winner, loser, 1.0)])
+
+
 def two_way_pairs(rng: np.random.Generator, tree: TokenTree, *, connected: bool) -> PairData:
     """Pairs planted in both directions, so that a finite maximiser exists.
 
-    connected: one component a prompt. Otherwise the completions of each prompt are split at random
-    into chains, and at least two of the first prompt are left uncompared.
+    Each component is a hub with chains of at most LEG pairs. connected: one component a prompt.
+    Otherwise the completions of each prompt are split at random, and at least two of the first
+    prompt are left uncompared.
     """
     rows = []
     for prompt in range(tree.n_prompts):
-        order = rng.permutation(tree.leaves)
-        cut = np.zeros(len(order), dtype=bool)
-        if not connected:
-            cut[1:] = rng.random(len(order) - 1) < 0.3
-            if prompt == 0:
-                order = order[2:]
-        for k in range(1, len(order)):
-            if not cut[k]:
-                wins = rng.integers(1, 6, size=2).astype(float)
-                rows.append((prompt, int(order[k - 1]), int(order[k]), wins[0]))
-                rows.append((prompt, int(order[k]), int(order[k - 1]), wins[1]))
-    if not rows:  # every chain was cut: compare two completions after all
+        order = rng.permutation(tree.leaves).tolist()
+        if prompt == 0 and not connected:
+            order = order[2:]
+        hub, depth = order[0], 0
+        for last, leaf in itertools.pairwise(order):
+            if not connected and rng.random() < 0.3:
+                hub, depth = leaf, 0
+                continue
+            goes_on = 0 < depth < LEG and rng.random() < 0.5
+            other, depth = (last, depth + 1) if goes_on else (hub, 1)
+            wins = rng.integers(1, 6, size=2).astype(float)
+            rows.append((prompt, other, leaf, wins[0]))
+            rows.append((prompt, leaf, other, wins[1]))
+    if not rows:  # everything was split: compare two completions after all
         a, b = (int(leaf) for leaf in tree.leaves[:2])
         rows = [(tree.n_prompts - 1, a, b, 1.0), (tree.n_prompts - 1, b, a, 2.0)]
     return PairData.of(tree, rows)

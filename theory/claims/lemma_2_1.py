@@ -8,6 +8,7 @@ from theory.certificate import SLACK, Certificate
 from theory.claims.base import Broken, Claim, Trial
 from theory.claims.instances import (
     SHAPES,
+    Drawn,
     random_beta,
     random_policy,
     random_reward,
@@ -57,7 +58,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     policies = [random_policy(rng, tree) for _ in range(5)]
     listed = FinitePolicies((*policies, policies[int(rng.integers(5))]))  # a planted tie
     found.append(_same_choice(tree, listed, r, beta))
-    return Trial(tuple(found))
+    return Trial(tuple(found), drawn=Drawn.of(tree))
 
 
 def _identity(

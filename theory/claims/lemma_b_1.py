@@ -9,6 +9,7 @@ from theory.certificate import SLACK, Certificate
 from theory.claims.base import Broken, Claim, Trial, same
 from theory.claims.instances import (
     SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
     random_policy,
@@ -64,7 +65,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
             _identity(tree, solution.log_policy, r, beta, log_ref, "the optimum"),
             same(tree, NAME, "soft value iteration gives the mixture", optimum, mixture),
             Certificate(NAME, codes[0], codes[1], SLACK, "the chosen set of a list"),
-        )
+        ),
+        drawn=Drawn.of(tree),
     )
 
 

@@ -8,11 +8,14 @@ import math
 import numpy as np
 
 from theory.certificate import SLACK, Certificate
-from theory.claims.base import Claim, Trial, attains, included, same, stationary
+from theory.claims.base import Claim, Trial, attains, included, refused, same, stationary
 from theory.claims.instances import (
     FIT_SHAPES,
+    KINDS,
+    Drawn,
     random_beta,
     random_log_p,
+    random_pairs,
     random_reward,
     random_tree,
     two_way_pairs,
@@ -23,7 +26,7 @@ from theory.claims.theorem_2_2_twins import BROKEN
 from theory.classes import FinitePolicies, FiniteRewards, TabularPolicies
 from theory.fit import TabularOptima, fit_tabular, separating_direction
 from theory.fit_policy import fit_policy
-from theory.preferences import PairData, Witness, bt_log_likelihood, sample_pairs
+from theory.preferences import PairData, Witness, bt_log_likelihood
 from theory.projection import soft_return
 from theory.soft import leaf_log_probs, policy_from_leaves, soft_value_iteration
 from theory.tree import TokenTree
@@ -47,25 +50,19 @@ CLEAR = 1e3  # the Hessian's flat directions must be this much flatter than the 
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
     """(a) and (b) on one random tree, (c) on every fourth; half of (b)'s data is not planted."""
-    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
     beta = random_beta(rng)
     found = _finite(rng, tree, beta)
-    if index % 4 < 2:
-        data = two_way_pairs(rng, tree, connected=bool(rng.random() < 0.3))
-    else:
-        pairs = int(rng.integers(4, 40))
-        data = sample_pairs(
-            tree, random_reward(rng, tree, 1.0), pairs, seed=int(rng.integers(2**32))
-        )
+    data = random_pairs(rng, tree, KINDS[index % len(KINDS)])
     optima = fit_tabular(tree, data)
     found.append(existence(tree, data, optima))
     if optima.graph.witness is not None:
-        found.append(_unbounded(tree, data, optima.graph.witness))
+        found += _unbounded(tree, data, optima.graph.witness)
     else:
         found += _tabular(rng, tree, data, optima, beta)
     if index % 4 == 0:
         found += restricted(rng, beta, NAME)
-    return Trial(tuple(found), vacuous=optima.empty)
+    return Trial(tuple(found), optima.empty, Drawn.of(tree, data))
 
 
 # --- (a) lists of policies -----------------------------------------------------------------------
@@ -106,13 +103,16 @@ def existence(tree: TokenTree, data: PairData, optima: TabularOptima) -> Certifi
     return Certificate(NAME, float(not optima.empty), float(program), SLACK, "(b) existence")
 
 
-def _unbounded(tree: TokenTree, data: PairData, witness: Witness) -> Certificate:
-    """Along the witness the likelihood rises at every step (1.0), so there is no maximiser."""
+def _unbounded(tree: TokenTree, data: PairData, witness: Witness) -> list[Certificate]:
+    """Along the witness the likelihood rises at every step (1.0); the policies' road stops too."""
     step = np.zeros((tree.n_prompts, tree.n_leaves))
     step[witness.prompt, list(witness.leaves)] = 1.0
     values = [bt_log_likelihood(t * step, data) for t in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)]
     rises = all(b > a for a, b in itertools.pairwise(values))
-    return Certificate(NAME, float(rises), 1.0, SLACK, "(b) the witness of an empty set")
+    return [
+        Certificate(NAME, float(rises), 1.0, SLACK, "(b) the witness of an empty set"),
+        refused(NAME, "(b) no policy is returned either", TabularPolicies.of(tree), data),
+    ]
 
 
 def _tabular(

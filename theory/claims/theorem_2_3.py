@@ -7,15 +7,17 @@ import math
 import numpy as np
 
 from theory.certificate import SLACK, Certificate
-from theory.claims.base import Claim, Trial, attains, included, same, stationary
+from theory.claims.base import Claim, Trial, attains, included, refused, same, stationary
 from theory.claims.instances import (
     FIT_SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
+    random_pairs,
     random_tree,
     two_way_pairs,
 )
-from theory.claims.roads import matching_member, mixture, offline, online, unmix
+from theory.claims.roads import matching_member, mixture, offline, online, prompt_term, unmix
 from theory.claims.theorem_2_3_twins import BROKEN
 from theory.classes import FinitePolicies, TabularPolicies
 from theory.fit import TabularOptima, fit_tabular
@@ -38,25 +40,35 @@ LEFT_OUT = (
     "that Pi can generate, not on compared ones alone. The proof shows one of the two inclusions."
 )
 DRAWS = 12  # of a list, until it meets the hypothesis
+DATA = ("connected", "disconnected", "disconnected", "separable")
 
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
-    """All policies on planted pairs, then a list; vacuous if the list misses the hypothesis."""
-    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    """All policies on planted pairs, then a list; vacuous if either says nothing."""
+    tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
     beta = random_beta(rng)
     log_ref = random_log_p(rng, tree)
-    data = two_way_pairs(rng, tree, connected=index % 4 < 2)
-    found = _tabular(rng, tree, data, beta, log_ref)
-    listed, hypothesis = _finite(rng, tree, beta, log_ref)
-    return Trial((*found, *listed), vacuous=not hypothesis)
+    data = random_pairs(rng, tree, DATA[index % len(DATA)])
+    optima = fit_tabular(tree, data)
+    if optima.empty:
+        found = [refused(NAME, "no policy is returned either", TabularPolicies.of(tree), data)]
+    else:
+        found = _tabular(rng, tree, data, optima, beta, log_ref)
+    listed = _finite(rng, tree, beta, log_ref)
+    vacuous = optima.empty or not listed
+    return Trial((*found, *listed), vacuous, Drawn.of(tree, data))
 
 
 def _tabular(
-    rng: np.random.Generator, tree: TokenTree, data: PairData, beta: float, log_ref: np.ndarray
+    rng: np.random.Generator,
+    tree: TokenTree,
+    data: PairData,
+    optima: TabularOptima,
+    beta: float,
+    log_ref: np.ndarray,
 ) -> list[Certificate]:
     """DPO and MLE policies on their own logits, rewards on their tables; both inclusions."""
     policies = TabularPolicies.of(tree)
-    optima = fit_tabular(tree, data)
     start = rng.normal(size=(2, policies.dimension))
     dpo = fit_policy(policies, data, start[0], beta=beta, log_ref=log_ref)
     mle = fit_policy(policies, data, start[1], beta=beta)
@@ -87,8 +99,23 @@ def _tabular(
         found.append(attains(NAME, part, log_p, data, best, beta=beta, log_ref=reference))
     if optima.graph.dimension == 0:
         pairs.append(("Eq. 14 with its prompt term", dpo.log_p, mixture(tree, mle.log_p, log_ref)))
+        found += _printed(tree, dpo.log_p, mle.log_p, log_ref)
     found += [same(tree, NAME, part, a, b) for part, a, b in pairs]
     return [*found, *_likelihoods(optima, dpo.value, mle.value)]
+
+
+def _printed(
+    tree: TokenTree, dpo: np.ndarray, mle: np.ndarray, log_ref: np.ndarray
+) -> list[Certificate]:
+    """Eq. 14 as printed is off by its prompt term at every completion, and that is never 0."""
+    term = prompt_term(tree, mle, log_ref)
+    inner = np.where(tree.leaf_mask, log_ref, 0.0)
+    off = np.where(tree.leaf_mask, dpo, 0.0) - np.where(tree.leaf_mask, mle, 0.0) - inner
+    part = "Eq. 14 as printed is off by the prompt term"
+    return [
+        same(tree, NAME, part, off, np.broadcast_to(term, off.shape)),
+        Certificate(NAME, float((term > 0).all()), 1.0, SLACK, f"{part}, which is never 0"),
+    ]
 
 
 def _likelihoods(optima: TabularOptima, dpo: float, mle: float) -> list[Certificate]:
@@ -101,17 +128,18 @@ def _likelihoods(optima: TabularOptima, dpo: float, mle: float) -> list[Certific
 
 def _finite(
     rng: np.random.Generator, tree: TokenTree, beta: float, log_ref: np.ndarray
-) -> tuple[list[Certificate], bool]:
+) -> list[Certificate]:
     """The two roads over a list that meets the sufficient condition, with planted ties.
 
-    About half of the lists drawn meet it; the others are drawn again, DRAWS times at most.
+    About half of the lists drawn meet it; the others are drawn again, DRAWS times at most
+    (then the result is empty).
     """
     for _ in range(DRAWS):
         data = two_way_pairs(rng, tree, connected=False)
         found = _listed(tree, data, _tables(rng, tree, data, log_ref), beta, log_ref)
         if found:
-            return found, True
-    return [], False
+            return found
+    return []
 
 
 def _tables(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from theory.certificate import MIN_VIOLATION, SLACK, Certificate
-from theory.claims.base import Claim, Trial, attains, included, same, stationary, violation
+from theory.claims.base import Claim, Trial, attains, included, refused, same, stationary, violation
 from theory.claims.instances import (
     FIT_SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
     random_policy,
@@ -29,8 +30,9 @@ from theory.classes import (
     chain,
     local_reward,
 )
-from theory.fit import fit_linear
+from theory.fit import LinearOptima, fit_linear
 from theory.fit_policy import fit_policy
+from theory.preferences import PairData
 from theory.soft import leaf_log_probs, log_optimal, policy_from_leaves, soft_value_iteration
 from theory.tree import TokenTree
 
@@ -47,17 +49,24 @@ LEFT_OUT = (
     "Bradley-Terry does not see."
 )
 FEATURES = 3
+LAST = ("seen", "seen", "unseen", "flat")  # what the last feature does
 HYPOTHESIS = "a list: the hypothesis, every soft-optimal policy is in Pi"
 
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
     """A list, a linear class, and the remark after the proof, on one random tree."""
-    tree = random_tree(rng, FIT_SHAPES[index % 2])
+    tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
     beta = random_beta(rng)
     found = [*_finite(rng, tree, beta), _isomorphic(rng, tree, beta)]
-    last = ("seen", "seen", "unseen", "flat")[index % 4]
-    linear = _linear(rng, tree, beta, last)
-    return Trial((*found, *linear), vacuous=not linear)
+    linear, data = _draw_linear(rng, tree, LAST[index % 4], separable=index // 4 % 4 == 3)
+    optima = fit_linear(tree, linear, data)
+    if optima.theta is None:
+        policies = SoftOptimalPolicies.of(tree, linear, beta)
+        found.append(refused(NAME, "linear: no policy is returned either", policies, data))
+    else:
+        found += _linear(rng, tree, linear, data, optima, beta)
+    drawn = Drawn.of(tree, data, exists=not optima.empty)
+    return Trial(tuple(found), optima.empty, drawn)
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -118,8 +127,10 @@ def _isomorphic(rng: np.random.Generator, tree: TokenTree, beta: float) -> Certi
 # --- linear rewards ------------------------------------------------------------------------------
 
 
-def _linear(rng: np.random.Generator, tree: TokenTree, beta: float, last: str) -> list[Certificate]:
-    """Both inclusions over theta + ker D; empty (vacuous) if the likelihood has no maximiser.
+def _draw_linear(
+    rng: np.random.Generator, tree: TokenTree, last: str, *, separable: bool
+) -> tuple[LinearRewards, PairData]:
+    """Features, and planted pairs, or the same pairs each won by the side with more reward.
 
     last: what the last feature does. "unseen" moves only completions that no pair compares (the
     set of policies has dimension 1 more), "flat" is constant on each prompt (no policy sees it).
@@ -133,9 +144,24 @@ def _linear(rng: np.random.Generator, tree: TokenTree, beta: float, last: str) -
         used[data.prompt, data.winner] = used[data.prompt, data.loser] = True
         phi[used, -1] = 0.0
     rewards = LinearRewards(phi)
-    optima = fit_linear(tree, rewards, data)
-    if optima.theta is None:
-        return []
+    if separable:
+        r = rewards.reward(rng.normal(size=FEATURES))
+        won = r[data.prompt, data.winner] > r[data.prompt, data.loser]
+        rows = (data.prompt[won], data.winner[won], data.loser[won], data.count[won])
+        data = PairData.of(tree, zip(*(row.tolist() for row in rows), strict=True))
+    return rewards, data
+
+
+def _linear(
+    rng: np.random.Generator,
+    tree: TokenTree,
+    rewards: LinearRewards,
+    data: PairData,
+    optima: LinearOptima,
+    beta: float,
+) -> list[Certificate]:
+    """Both inclusions over theta + ker D, the dimension, and 'r_pi in R_sim' up to a shift."""
+    assert optima.theta is not None
     policies = SoftOptimalPolicies.of(tree, rewards, beta)
     sim = fit_policy(policies, data, rng.normal(size=FEATURES), beta=beta)
     along = optima.kernel @ (optima.kernel.T @ (sim.theta - optima.theta))
@@ -148,7 +174,10 @@ def _linear(rng: np.random.Generator, tree: TokenTree, beta: float, last: str) -
     rank = np.linalg.matrix_rank(jacobian.reshape(-1, FEATURES), rtol=1e-9)
     dimension = float(sim.nullity - (FEATURES - rank))
     kept_part = "linear: every RLHF policy is in pi_sim"
+    local = np.where(tree.leaf_mask, beta * rlhf - rewards.reward(theta), 0.0)
+    shift = np.where(tree.leaf_mask, local[:, tree.leaves[:1]], 0.0)
     return [
+        same(tree, NAME, "linear: r_pi is in R_sim up to a shift a prompt", local, shift),
         stationary(NAME, "linear: the pi_sim policy", sim),
         stationary(NAME, kept_part, kept),
         attains(NAME, kept_part, rlhf, data, sim.value, beta=beta),
