@@ -16,6 +16,7 @@ from scipy.sparse.linalg import splu
 from scipy.special import expit, log_expit, xlogy
 
 TOLERANCE = 1e-12  # nats a comparison that the last Newton step could still have won
+LONGEST_STEP = 3.0  # of a margin; beyond, the curvature is another one (it falls by e a unit)
 MAX_STEPS = 200
 
 
@@ -90,7 +91,7 @@ def _newton(
         decrement = float(np.dot(gradient, step))
         if decrement <= 2.0 * TOLERANCE * total:
             return now
-        size = 1.0
+        size = min(1.0, LONGEST_STEP / float(np.abs(difference @ step).max()))
         while (new := value(difference @ (r - size * step))) > now - 1e-4 * size * decrement:
             size /= 2.0
             if size < 1e-10:

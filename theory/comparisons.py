@@ -30,7 +30,8 @@ from jaxtyping import Int
 from theory.comparison_files import SUFFIXES, records, short
 from theory.errors import InputError
 
-MAX_COUNT = 10**9
+MAX_COUNT = 10**9  # of a row
+MAX_TOTAL = 3 * 10**9  # of all rows; couples of comparisons then fit into 64 bits
 RAW = {"info", "summaries", "choice"}
 COLUMNS = {  # all that is ever read
     *("info", "summaries", "choice", "worker", "annotator", "count"),
@@ -81,7 +82,7 @@ class Comparisons:
     def of(cls, rows: Iterable[Row | str]) -> Comparisons:
         """From rows; a string stands for a row that is dropped, and is the reason.
 
-        Raises InputError if no row is left.
+        Raises InputError if no row is left, or for more than 3e9 comparisons.
         """
         builder = _Builder()
         for row in rows:
@@ -299,6 +300,8 @@ class _Builder:
         if n == 0:
             reasons = ", ".join(f"{reason}: {k:,}" for reason, k in self.dropped.items())
             raise InputError(f"no comparison is left of {self.rows:,} rows ({reasons or 'empty'})")
+        if (total := sum(self.counts)) > MAX_TOTAL:
+            raise InputError(f"{total:,} comparisons, which is more than {MAX_TOTAL:,}")
         prompt, n_prompts = _numbers(self.prompts)
         completion, n_completions = _numbers(self.winners + self.losers)
         return Comparisons(

@@ -209,6 +209,13 @@ def test_bad_raw_rows_are_refused(change, message, tmp_path):
         read_comparisons(write(tmp_path / "a.json", [raw() | change]))
 
 
+def test_too_many_comparisons_are_refused():
+    row = Row("x", "a", "b", count=10**9)
+    assert Comparisons.of([row] * 3).count.sum() == 3 * 10**9
+    with pytest.raises(InputError, match="4,000,000,000 comparisons, which is more than"):
+        Comparisons.of([row] * 4)
+
+
 def test_bad_bytes_paths_and_columns_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         read_comparisons(tmp_path / "none.jsonl")

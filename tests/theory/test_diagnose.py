@@ -286,13 +286,23 @@ def test_a_long_chain_of_rare_upsets_is_fitted():
     loss = least_log_loss(low, high, many, few)
     # By symmetry every step of the chain is the same t.
     total = float(many.sum() + few.sum())
-    best = minimize_scalar(
-        lambda t: 11e9 * math.log1p(math.exp(-t)) + 11 * t + math.log1p(math.exp(-11 * t)),
-        bounds=(1.0, 40.0),
-        method="bounded",
-    )
-    assert loss == pytest.approx(best.fun / total, abs=2e-12)
+    at = minimize_scalar(chain_loss, bounds=(1.0, 40.0), method="bounded").x  # pyright: ignore
+    assert loss == pytest.approx(chain_loss(at) / total, abs=2e-12)
     assert loss > 2e-8
+
+
+@given(st.integers(0, 10**6))
+def test_counts_of_very_different_sizes_are_fitted(seed):
+    rng = np.random.default_rng(seed)
+    low, high = np.triu_indices(int(rng.integers(3, 9)), 1)
+    low_wins, high_wins = (10 ** rng.uniform(0, 9, (2, len(low)))).astype(np.int64)
+    pairs = module.Pairs(low, high, low_wins, high_wins)
+    loss = least_log_loss(low, high, low_wins, high_wins)
+    assert module.entropy_floor(pairs) - 1e-11 < loss < math.log(2)
+
+
+def chain_loss(t: float) -> float:
+    return 11e9 * math.log1p(math.exp(-t)) + 11 * t + math.log1p(math.exp(-11 * t))
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.0, 1), (1.0, 7), (0.5, 40), (0.25, 1000)])
