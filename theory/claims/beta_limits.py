@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 from theory.certificate import Certificate
 from theory.claims.base import Broken, Claim, Trial
-from theory.claims.instances import SHAPES, random_log_p, random_reward, random_tree
+from theory.claims.instances import SHAPES, Drawn, random_log_p, random_reward, random_tree
 from theory.claims.leafwise import at_most, close, conditionals, leaves_below
 from theory.claims.replay import Replay
 from theory.soft import kl, leaf_log_probs, soft_value_iteration
@@ -51,7 +51,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
         found += _large(tree, r, large, base, part)
         found += _small(tree, tied, small, base, part)
     spread = np.ptp(tied[:, tree.leaves], axis=1)
-    return Trial(tuple(found), vacuous=not spread.any())
+    return Trial(tuple(found), vacuous=not spread.any(), drawn=Drawn.of(tree))
 
 
 def _solved(tree: TokenTree, r: np.ndarray, beta: float, log_base: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from theory.claims.base import Broken, Claim, Trial, same
 from theory.claims.instances import (
     FIT_SHAPES,
     SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
     random_reward,
@@ -59,7 +60,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
             *_blind(tree, r, c, data),
             *_policies(tree, r, c, beta, random_log_p(rng, tree)),
             *_got_back(rng, smaller, beta),
-        )
+        ),
+        drawn=Drawn.of(tree, data),
     )
 
 

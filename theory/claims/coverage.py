@@ -14,6 +14,7 @@ from theory.certificate import SLACK, Certificate
 from theory.claims.base import Broken, Claim, Trial, attains, same, stationary
 from theory.claims.instances import (
     FIT_SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
     random_tree,
@@ -35,9 +36,10 @@ STATEMENT = (
     "beta), for DPO times P_ref), and any masses m_C at all: #components - #prompts numbers are "
     "free. Of these optima the one nearest to the reference in KL(P || P_ref) has m_C "
     "proportional to exp(-sum_C P_C log(P_C / P_ref)); every other is further by exactly KL(m || "
-    "m*). RLHF with the reference has the same free masses, one for each shift of the fitted "
-    "reward by a component; it gives the nearest optimum for the shift that makes E_{P_C}[r - "
-    "beta log P_ref] for MLE (E_{P_C}[r] for DPO) the same in all components."
+    "m*). Soft RL on a fitted reward (with the reference, for DPO) has the same free masses, one "
+    "for each shift of the reward by a component. It gives the nearest optimum for the shift that "
+    "makes E_{P_C}[r] equal in all components (E_{P_C}[r - beta log P_ref], if soft RL has no "
+    "reference)."
 )
 LEFT_OUT = (
     "The paper says (after Song et al. 2024) that offline methods need coverage to control the "
@@ -65,7 +67,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
         *_nearest(rng, inside, masses, log_ref),
         _by_reward(inside, optima, beta, log_ref, dpo=dpo),
     ]
-    return Trial(tuple(found), vacuous=optima.graph.dimension == 0)
+    return Trial(tuple(found), vacuous=optima.graph.dimension == 0, drawn=Drawn.of(tree, data))
 
 
 # --- the set of optima ---------------------------------------------------------------------------

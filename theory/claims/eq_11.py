@@ -7,7 +7,14 @@ from scipy.special import log_expit, logsumexp
 
 from theory.certificate import Certificate
 from theory.claims.base import Broken, Claim, Trial, same
-from theory.claims.instances import SHAPES, random_beta, random_log_p, random_reward, random_tree
+from theory.claims.instances import (
+    SHAPES,
+    Drawn,
+    random_beta,
+    random_log_p,
+    random_reward,
+    random_tree,
+)
 from theory.claims.leafwise import below, close, conditionals
 from theory.claims.replay import Replay
 from theory.preferences import margins, sample_pairs
@@ -55,7 +62,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
             close(NAME, "every soft value, over beta", values, sums),
             same(tree, NAME, "with a reference", chained, log_optimal(tree, r, beta, log_ref)),
             _odds(rng, tree, r, log_p, beta),
-        )
+        ),
+        drawn=Drawn.of(tree),
     )
 
 

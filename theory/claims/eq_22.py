@@ -7,7 +7,14 @@ import numpy as np
 
 from theory.certificate import Certificate
 from theory.claims.base import Broken, Claim, Trial, same
-from theory.claims.instances import SHAPES, random_beta, random_policy, random_reward, random_tree
+from theory.claims.instances import (
+    SHAPES,
+    Drawn,
+    random_beta,
+    random_policy,
+    random_reward,
+    random_tree,
+)
 from theory.claims.leafwise import below, close, cumulative
 from theory.claims.replay import Replay
 from theory.classes import local_reward, masked_log_softmax
@@ -42,7 +49,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
             *_from_reward(tree, r, solution, beta),
             _any_logits(rng, tree, solution, beta),
             _from_policy(tree, random_policy(rng, tree), beta),
-        )
+        ),
+        drawn=Drawn.of(tree),
     )
 
 

@@ -16,7 +16,9 @@ from theory.certificate import SLACK, Certificate
 from theory.claims.base import Broken, Claim, Trial, same
 from theory.claims.instances import (
     FIT_SHAPES,
+    Drawn,
     one_step_tree,
+    one_way,
     random_beta,
     random_log_p,
     random_tree,
@@ -47,7 +49,8 @@ LEFT_OUT = (
     "the data term and the prior one after the other, Eqs. 2 and 3 take them together. The "
     "theorems compare the roads with each other and stand. The paper does not say whether the "
     "local reward in Eq. 2 is log P or log P / P_ref: both are checked, with MLE's and with DPO's "
-    "policy. F is not convex, so what is checked holds at every stationary point."
+    "policy. F is not convex, so what is checked holds at every stationary point. On separable "
+    "data the roads have no optimum, while F has a stationary point for beta >= 1."
 )
 FLAT = 1e-11  # relative curvature below which a direction is flat (one shift a prompt)
 
@@ -55,11 +58,14 @@ FLAT = 1e-11  # relative curvature below which a direction is flat (one shift a 
 def trial(rng: np.random.Generator, index: int) -> Trial:
     """Eq. 3; Eq. 2 as printed; Eq. 2 as DPO reads it. Every fourth: data that agree with P_ref.
 
-    There the roads give P_ref and are stationary: such a trial is vacuous.
+    There the roads give P_ref and are stationary: such a trial is vacuous. So is one on separable
+    data, every eighth, where the roads have no optimum.
     """
     tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
     beta = float(np.clip(random_beta(rng), 0.2, 5.0))
     data = two_way_pairs(rng, tree, connected=True)
+    if index % 8 == 5:
+        return _separable(rng, tree, max(beta, 1.0))
     agree = index % 4 == 3
     if agree:  # every preference 1/2: the roads of Eq. 3 give the uniform policy
         data = even(tree, data)
@@ -86,7 +92,18 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     if agree:
         found.append(same(tree, NAME, "the roads give P_ref where they may", roads, log_ref))
         found += _stationary(joint, roads, "the roads where they give P_ref")
-    return Trial(tuple(found), vacuous=distance < 0.01)
+    return Trial(tuple(found), vacuous=distance < 0.01, drawn=Drawn.of(tree, data))
+
+
+def _separable(rng: np.random.Generator, tree: TokenTree, beta: float) -> Trial:
+    """One pair that is always won: the roads have no optimum, F has one for beta >= 1."""
+    data = one_way(rng, tree, two_way_pairs(rng, tree, connected=False))
+    log_ref = random_log_p(rng, tree)
+    joint = Joint(tree, data, log_ref, flat_log_p(tree), beta, data.total)
+    empty = float(fit_tabular(tree, data).empty)
+    found = _stationary(joint, joint.descend(log_ref), "separable data")
+    found.append(Certificate(NAME, empty, 1.0, SLACK, "separable data: the roads have no optimum"))
+    return Trial(tuple(found), vacuous=True, drawn=Drawn.of(tree, data))
 
 
 def flat_log_p(tree: TokenTree) -> Float[np.ndarray, "P L"]:

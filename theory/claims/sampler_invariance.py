@@ -13,6 +13,7 @@ from theory.certificate import Certificate
 from theory.claims.base import Broken, Claim, Trial, attains, included, same, stationary, violation
 from theory.claims.instances import (
     FIT_SHAPES,
+    Drawn,
     random_beta,
     random_log_p,
     random_policy,
@@ -69,7 +70,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     found += _policy_side(rng, tree, data, optimum, beta, log_ref)
     found.append(_listed(rng, tree, r, samplers, beta, log_ref))
     found += _imputed(rng, tree, beta, log_ref)
-    return Trial(tuple(found))
+    return Trial(tuple(found), drawn=Drawn.of(tree, data))
 
 
 def population(tree: TokenTree, r: np.ndarray, log_q: np.ndarray) -> PairData:

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from theory.certificate import SLACK, Certificate
 from theory.claims.base import Broken, Claim, Trial, same
-from theory.claims.instances import SHAPES, random_policy, random_tree
+from theory.claims.instances import SHAPES, Drawn, random_policy, random_tree
 from theory.claims.leafwise import path_sums
 from theory.claims.replay import Replay
 from theory.classes import local_reward
@@ -74,7 +74,8 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
                 np.asarray(leaf_log_probs(tree, optimum.log_policy)),
             ),
             *_agreement(rng, tree, policy, tau),
-        )
+        ),
+        drawn=Drawn.of(tree),
     )
 
 
@@ -162,7 +163,7 @@ BROKEN = (
     Broken(
         "reads-the-prefix",
         "all completions have H tokens, but the policy reads the prefix",
-        "Two tokens, horizon 2: at horizon 1 there is no prefix.",
+        "Two tokens, horizon 2, nothing forbidden: at horizon 1 there is no prefix.",
         _apart,
     ),
     Broken(
