@@ -138,15 +138,29 @@ def instance_json(instance: Instance) -> dict[str, Any]:
 
 def leaf_names(tree: TokenTree) -> list[str]:
     """The tokens of every leaf slot, joined by spaces and cut after EOS, (L,); masked slots too."""
-    names = [""]
-    for level in range(tree.horizon):
-        ended = [bool(level) and name.rpartition(" ")[2] == tree.eos for name in names]
-        names = [
-            name if end else f"{name} {token}" if level else token
-            for name, end in zip(names, ended, strict=True)
-            for token in tree.tokens
-        ]
-    return names
+    return _level_names(tree)[-1]
+
+
+def state_names(tree: TokenTree) -> list[tuple[str, int, int]]:
+    """(prefix, level, state) wherever a token is chosen: not after EOS; "" is the root."""
+    found = []
+    for h, names in enumerate(_level_names(tree)[:-1]):
+        for state in np.flatnonzero(tree.allowed(h).any(axis=1)).tolist():
+            if not (h and names[state].rpartition(" ")[2] == tree.eos):
+                found.append((names[state], h, state))
+    return found
+
+
+def _level_names(tree: TokenTree) -> list[list[str]]:
+    levels = [[""]]
+    for h in range(tree.horizon):
+        names: list[str] = []
+        for name in levels[-1]:
+            ended = bool(h) and name.rpartition(" ")[2] == tree.eos
+            prefix = f"{name} " if h else ""
+            names += [name if ended else prefix + token for token in tree.tokens]
+        levels.append(names)
+    return levels
 
 
 def named(tree: TokenTree, table: np.ndarray) -> dict[str, dict[str, float]]:
