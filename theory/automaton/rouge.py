@@ -3,13 +3,15 @@
 The longest common subsequence (LCS) of a completion and a reference of m words is a dynamic
 program. Its row L_0 <= L_1 <= .. <= L_m (L_j: LCS with the first j words of the reference) rises
 by 0 or 1 at each word, so a state is m bits. No two rows are equivalent: after reading the words
-j + 1 to m of the reference, the LCS is L_j + m - j. So the automaton cannot be made smaller. It
-has 2**m states for m distinct words, m + 1 for one word m times, (m + 2)**2 // 4 for two words
-in turn.
+j + 1 to m of the reference, the LCS is L_j + m - j. So the automaton cannot be made smaller.
+Measured: 2**m states for m distinct words; for k words in turn the product over the words of their
+times plus 1, so m + 1 for one word m times; for three words in random order about 1.65**m.
 
 The paper (Figure 6, Closing the Generation-Verification Gap II) says that the soft-optimal policy
-for ROUGE-L can be read off from the reference. `read_off` measures it: the hard optimum is the
-reference itself; the soft optimum at a finite beta depends on the whole row.
+for ROUGE-L can be read off from the reference. `read_off` measures it. The hard optimum is the
+reference itself, and so is the soft optimum as beta -> 0. At a finite beta the soft optimum depends
+on the whole row, and a finger in the reference is not enough: for 8 distinct words of 12, H = 16,
+it loses 1.35 nats at beta = 0.02 and 0.13 at beta = 0.1.
 """
 
 from __future__ import annotations
