@@ -163,7 +163,7 @@ class Comparison:
 
 
 def comparisons(
-    tree: ExactTree, rows: Iterable[tuple[int, int, int, float]]
+    tree: ExactTree, rows: Iterable[tuple[int, int, int, int | float]]
 ) -> tuple[Comparison, ...]:
     """From rows (prompt, winner slot, loser slot, count), as in `theory.preferences.PairData`.
 
@@ -180,13 +180,13 @@ def comparisons(
                 raise InputError(f"pair {i}: leaf {leaf} is no completion of the tree")
         if winner == loser:
             raise InputError(f"pair {i}: completion {winner} is compared with itself")
-        if not (count > 0 and count == int(count)):
+        if not (0 < count < math.inf and count == int(count)):
             raise InputError(f"pair {i}: count must be a whole number > 0, got {count!r}")
         found.append(Comparison(int(prompt), place[winner], place[loser], int(count)))
     return tuple(found)
 
 
-def check_whole_beta(beta: float) -> int:
+def check_whole_beta(beta: int | float) -> int:
     """beta as a whole number >= 1. Raises InputError if it is none."""
     if not (math.isfinite(beta) and beta >= 1 and beta == int(beta)):
         raise InputError(f"exact arithmetic needs a whole number beta >= 1, got {beta!r}")

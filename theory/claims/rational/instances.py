@@ -14,7 +14,9 @@ from theory.rational import (
     ExactTree,
     Table,
     Words,
+    argmax,
     comparisons,
+    likelihood,
     normalised,
     path_probabilities,
     soft_policy,
@@ -234,19 +236,21 @@ def planted_list(
     pairs: tuple[Comparison, ...],
     tables: list[Table],
     *,
+    beta: int,
     distributions: bool,
 ) -> Planted:
     """The tables, an exact tie of each on the data where there is one, in random order.
 
-    With `distributions` everything is normalised. A near tie of the first is added: one compared
-    completion differs in the 20th digit, which float64 cannot see.
+    With `distributions` everything is normalised. A near tie of the likeliest is added: one
+    compared completion differs in the 20th digit, which float64 cannot see.
     """
     listed, ties = list(tables), []
     for i, table in enumerate(tables):
         other = component_shift(rng, tree, pairs, table)
         ties.append((i, len(listed)))
         listed.append(prompt_shift(rng, tree, table) if other is None else other)
-    listed.append(near_tie(tree, pairs[0], tables[0]))
+    best = argmax([likelihood(table, pairs, beta=beta) for table in tables])[0]
+    listed.append(near_tie(tree, pairs[0], tables[best]))
     if distributions:
         listed = [normalised(table) for table in listed]
     order = rng.permutation(len(listed)).tolist()

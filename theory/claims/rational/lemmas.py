@@ -47,9 +47,10 @@ def _lemma_trial(name: str, rng: np.random.Generator, index: int) -> Trial:
     score = random_table(rng, tree)
     if name == "lemma-b.1":
         score = times(score, random_distribution(rng, tree))
+    score = tuple((row[0], row[0], *row[2:]) for row in score)  # equal on the first two
     target = normalised(score)
     listed = [random_distribution(rng, tree) for _ in range(4)]
-    listed.append(listed[int(rng.integers(4))])  # a planted tie
+    listed += [_swapped(table) for table in listed]  # exact ties: the first two change places
     if index % 2:
         listed.append(optimum(tree, score))
     gaps = [identity_gap(tree, p, score, target).sign() != 0 for p in listed]
@@ -64,6 +65,11 @@ def _lemma_trial(name: str, rng: np.random.Generator, index: int) -> Trial:
             same_places(name, f"the chosen set of a list, {part}", chosen, close),
         )
     )
+
+
+def _swapped(table: Table) -> Table:
+    """The first two completions of every prompt change places."""
+    return tuple((row[1], row[0], *row[2:]) for row in table)
 
 
 def _eq_11_trial(rng: np.random.Generator, index: int) -> Trial:
@@ -171,7 +177,7 @@ LEMMA_2_1 = Claim(
     "Lemma 2.1, proof in App. B.1",
     "Lemma 2.1 in exact fractions: E_pi[r] / beta + H(pi) = E_x[log Z_r(x)] - KL(P_pi || P*_r) for "
     "every policy. Both sides are sums of logarithms of fractions; their difference is shown to "
-    "be exactly 0, so the same policies of a list are chosen, ties included.",
+    "be exactly 0, so the same policies of a list are chosen, planted ties included.",
     "The paper sets beta = 1; here y = exp(r / beta) is a fraction, for any whole beta.",
     lambda rng, index: _lemma_trial("lemma-2.1", rng, index),
     (

@@ -71,7 +71,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
         ideal = tree_maximiser(tree, pairs).y if kind == "connected" else None
     if ideal is not None:
         tables[-1] = normalised(ideal)
-    planted = planted_list(rng, tree, pairs, tables, distributions=True)
+    planted = planted_list(rng, tree, pairs, tables, beta=beta, distributions=True)
     policies = [soft_policy(tree, table) for table in planted.tables]
     members = [path_probabilities(tree, policy) for policy in policies]
     order = rng.permutation(len(members))

@@ -73,7 +73,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
             tables[0] = normalised(ideal)
         else:
             pairs = random_comparisons(rng, tree, KINDS[index // 2 % len(KINDS)])
-        planted = planted_list(rng, tree, pairs, tables, distributions=True).tables
+        planted = planted_list(rng, tree, pairs, tables, beta=beta, distributions=True).tables
         images = [mixture(table, path_probabilities(tree, reference)) for table in planted]
         both = [*planted, *images]
         policies = [soft_policy(tree, both[i]) for i in rng.permutation(len(both))]
@@ -208,7 +208,7 @@ BROKEN = (
     Broken(
         "exact-reward-missing",
         "R is not R(Pi): it lacks the local reward of pi_mle",
-        "two completions, one reward; Pi holds T of that reward, pi_mle and T(pi_mle)",
+        "two policies of two completions; the reference is uniform, so that T changes nothing",
         lambda replay: miss(exact(replay)),
     ),
 )

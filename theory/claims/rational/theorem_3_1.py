@@ -55,7 +55,7 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     pairs = random_comparisons(rng, tree, KINDS[index % len(KINDS)])
     linear = index // len(KINDS) % 2 == 0
     drawn = _linear(rng, tree) if linear else [random_table(rng, tree) for _ in range(3)]
-    rewards = planted_list(rng, tree, pairs, drawn, distributions=False).tables
+    rewards = planted_list(rng, tree, pairs, drawn, beta=beta, distributions=False).tables
     targets = [optimum(tree, y) for y in rewards]
     others = _others(rng, tree, targets)
     listed = [*targets, *others]
