@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from theory.solve import Preferences, Roads, Solution, SoftOptimum
+    from theory.solution import Preferences, Roads, SoftOptimum, Solution
 
 ROWS = 20  # of a printed table; --json has them all
 
@@ -51,7 +51,7 @@ class Solve:
 
         from theory.fit import ConvergenceError
         from theory.instance import load_instance
-        from theory.solve import solve
+        from theory.solution import solve
 
         instance = load_instance(self.instance)
         try:
@@ -73,7 +73,7 @@ class _Page:
 
         self.console, self.solution = console, solution
         self.tree = solution.instance.tree
-        self.names = [_plain(name) for name in leaf_names(self.tree)]
+        self.names = [self._plain(name) for name in leaf_names(self.tree)]
         self.states = state_names(self.tree)
 
     def print(self) -> None:
@@ -82,7 +82,7 @@ class _Page:
         prompts = list(enumerate(self.tree.prompts))
         if optimum is not None:
             for x, prompt in prompts[:ROWS]:
-                self.optimum(optimum, x, _plain(prompt))
+                self.optimum(optimum, x, self._plain(prompt))
             self._cut(len(prompts), "prompts")
         if preferences is not None:
             self.preferences(preferences)
@@ -95,7 +95,7 @@ class _Page:
         self._say(f"\nprompt {prompt}: log Z = {optimum.log_z[x]:.6g} nats, {kind} of the reward")
         rows = (
             (
-                _plain(name) or "(start)",
+                self._plain(name) or "(start)",
                 f"{optimum.values[h][x, state]:.6g}",
                 self._choices(optimum.log_policy[h][x, state]),
             )
@@ -114,7 +114,7 @@ class _Page:
         witness = optima.witness
         if witness is not None:
             best = " | ".join(self.names[leaf] for leaf in witness.leaves[:ROWS])
-            prompt = _plain(self.tree.prompts[witness.prompt])
+            prompt = self._plain(self.tree.prompts[witness.prompt])
             self._say("no finite maximiser: the set of Bradley-Terry optima is EMPTY, on each road")
             self._say(f"witness, prompt {prompt}: [{best}] win against others and never lose")
         else:
@@ -126,7 +126,7 @@ class _Page:
         groups = optima.graph.members
         rows = (
             (
-                _plain(self.tree.prompts[prompt]),
+                self._plain(self.tree.prompts[prompt]),
                 " | ".join(self.names[leaf] for leaf in leaves[:ROWS])
                 + (f" ... ({len(leaves):,})" if len(leaves) > ROWS else ""),
                 "" if roads is None else f"{roads.masses[label]:.6g}",
@@ -145,7 +145,7 @@ class _Page:
         name = roads.offline_name
         prompts = list(enumerate(self.tree.prompts))
         for x, prompt in prompts[:ROWS]:
-            self._say(f"\nprompt {_plain(prompt)}: both roads (masses nearest to {reference})")
+            self._say(f"\nprompt {self._plain(prompt)}: both roads (masses nearest to {reference})")
             columns = (
                 ("fitted reward", roads.reward),
                 ("log P rlhf", roads.online.log_p),
@@ -169,7 +169,7 @@ class _Page:
         import numpy as np
 
         allowed = np.flatnonzero(row > -np.inf)
-        shown = [f"{_plain(self.tree.tokens[a])} {np.exp(row[a]):.4f}" for a in allowed[:8]]
+        shown = [f"{self._plain(self.tree.tokens[a])} {np.exp(row[a]):.4f}" for a in allowed[:8]]
         return "  ".join(shown) + (f"  ... ({len(allowed):,})" if len(allowed) > 8 else "")
 
     def _table(
@@ -192,10 +192,12 @@ class _Page:
             self._say(f"... the first {ROWS} of {total:,} {kind}; --json has them all")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-
-def _plain(text: str) -> str:
-    """A name as it may be printed: control characters escaped, long names cut."""
-    shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= 200 else shown[:197] + "..."
+    def _plain(self, text: str) -> str:
+        """A name as this terminal prints it: control characters escaped, long names cut."""
+        shown = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+        shown = shown.encode(self.console.encoding, "backslashreplace").decode(
+            self.console.encoding
+        )
+        return shown if len(shown) <= 200 else shown[:197] + "..."
