@@ -18,7 +18,6 @@ from theory.claims.instances import (
     FIT_SHAPES,
     Drawn,
     one_step_tree,
-    one_way,
     random_beta,
     random_log_p,
     random_tree,
@@ -97,7 +96,13 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
 
 def _separable(rng: np.random.Generator, tree: TokenTree, beta: float) -> Trial:
     """One pair that is always won: the roads have no optimum, F has one for beta >= 1."""
-    data = one_way(rng, tree, two_way_pairs(rng, tree, connected=False))
+    planted = two_way_pairs(rng, tree, connected=False)
+    first = planted.prompt == 0
+    seen = np.union1d(planted.winner[first], planted.loser[first])
+    winner, loser = (int(leaf) for leaf in np.setdiff1d(tree.leaves, seen)[:2])
+    columns = (planted.prompt, planted.winner, planted.loser, planted.count)
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    data = PairData.of(tree, [*rows, (0, winner, loser, 1.0)])
     log_ref = random_log_p(rng, tree)
     joint = Joint(tree, data, log_ref, flat_log_p(tree), beta, data.total)
     empty = float(fit_tabular(tree, data).empty)

@@ -55,13 +55,13 @@ def conditionals(tree: TokenTree, log_mass: list[np.ndarray]) -> list[np.ndarray
 
 
 def close(claim: str, part: str, left: np.ndarray, right: np.ndarray) -> Certificate:
-    """Certificate that two arrays agree; places where both are -inf (no state) are left out.
+    """Certificate that two arrays of one size agree; places where both are -inf are left out.
 
     Its two sides are the numbers that differ most.
     """
     a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (left, right))
     held = ~(np.isneginf(a) & np.isneginf(b))
-    if a.shape != b.shape or not held.any():
+    if not held.any():
         return Certificate(claim, math.nan, math.nan, SLACK, part)
     a, b = a[held], b[held]
     with np.errstate(invalid="ignore"):

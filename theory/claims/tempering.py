@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
@@ -105,10 +104,8 @@ def _agreement(
     flat = TokenTree(tree.tokens, 1, tree.prompts, tree.weights)
     full = TokenTree(tree.tokens, tree.horizon, tree.prompts, tree.weights)
     rows = rng.normal(size=(full.horizon, full.n_prompts, 1, full.vocab))
-    place_alone = [
-        jnp.repeat(jax.nn.log_softmax(jnp.asarray(row), axis=2), full.vocab**h, axis=1)
-        for h, row in enumerate(rows)
-    ]
+    rows = rows - np.asarray(logsumexp(rows, axis=3, keepdims=True))
+    place_alone = [jnp.asarray(np.repeat(row, full.vocab**h, axis=1)) for h, row in enumerate(rows)]
     for part, on, which, at in (
         ("agreement at tau = 1", tree, policy, 1.0),
         ("agreement at horizon 1", flat, random_policy(rng, flat), tau),
