@@ -29,9 +29,11 @@ class LogSum:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Fraction, Fraction]]) -> LogSum:
-        """sum c log q over pairs (c, q), q > 0."""
+        """sum c log q over pairs (c, q), q > 0. Raises ValueError for any other q."""
         terms: dict[int, Fraction] = {}
         for c, q in pairs:
+            if q <= 0:
+                raise ValueError(f"no logarithm of {q}")
             for n, signed in ((q.numerator, c), (q.denominator, -c)):
                 if n > 1:
                     terms[n] = terms.get(n, Fraction(0)) + signed

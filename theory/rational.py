@@ -283,12 +283,15 @@ def _winning_side(graph: nx.Graph, wins: dict, near: int, far: int) -> tuple[int
 
 def kl(tree: ExactTree, p: Table, q: Table) -> LogSum:
     """E_{x ~ rho0} KL(P || Q). Raises InputError where P has mass and Q has none."""
-    return _expected_log(tree, p, lambda i, k: _share(tree, p, q, i, k))
+    return _expected_log(tree, p, p, q)
 
 
 def soft_return(tree: ExactTree, p: Table, y: Table) -> LogSum:
-    """(E_P[r] + beta H(P)) / beta; with y = `times`(y, P_ref), E_P[r] / beta - KL(P || P_ref)."""
-    return _expected_log(tree, p, lambda i, k: y[i][k] / p[i][k])
+    """(E_P[r] + beta H(P)) / beta; with y = `times`(y, P_ref), E_P[r] / beta - KL(P || P_ref).
+
+    Raises InputError where P has mass and y is 0.
+    """
+    return _expected_log(tree, p, y, p)
 
 
 def expected_log(tree: ExactTree, values: Sequence[Fraction]) -> LogSum:
@@ -296,20 +299,18 @@ def expected_log(tree: ExactTree, values: Sequence[Fraction]) -> LogSum:
     return LogSum.of(zip(tree.weights, values, strict=True))
 
 
-def _expected_log(tree: ExactTree, p: Table, ratio) -> LogSum:
-    return LogSum.of(
-        (weight * mass, ratio(i, k))
-        for i, (weight, row) in enumerate(zip(tree.weights, p, strict=True))
-        for k, mass in enumerate(row)
-        if mass
-    )
-
-
-def _share(tree: ExactTree, p: Table, q: Table, i: int, k: int) -> Fraction:
-    if not q[i][k]:
-        place = f"prompt {tree.tree.prompts[i]!r}, completion {' '.join(tree.completions[k])!r}"
-        raise InputError(f"{place}: KL is infinite, P has mass there and Q has none")
-    return p[i][k] / q[i][k]
+def _expected_log(tree: ExactTree, p: Table, top: Table, bottom: Table) -> LogSum:
+    """E_{x ~ rho0} E_P log(top / bottom), over the completions where P has mass."""
+    terms = []
+    for i, weight in enumerate(tree.weights):
+        for k, words in enumerate(tree.completions):
+            if not p[i][k]:
+                continue
+            if not (top[i][k] and bottom[i][k]):
+                place = f"prompt {tree.tree.prompts[i]!r}, completion {' '.join(words)!r}"
+                raise InputError(f"{place}: P has mass where the other table is 0: infinite")
+            terms.append((weight * p[i][k], top[i][k] / bottom[i][k]))
+    return LogSum.of(terms)
 
 
 def nearest(tree: ExactTree, members: Sequence[Table], target: Table) -> tuple[int, ...]:

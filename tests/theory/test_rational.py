@@ -262,12 +262,16 @@ def test_ties_of_the_projection_are_exact_where_the_target_is_not_in_the_list():
     assert nearest(tree, [farther, right, left], normalised(aside)) == (2,)
 
 
-def test_infinite_kl_is_named():
+def test_infinite_values_are_refused_with_their_place():
     tree = one_step(1.0)
     p, q = ((Fraction(1, 2), Fraction(1, 2)),), ((Fraction(1), Fraction(0)),)
-    with pytest.raises(InputError, match="prompt 'x0', completion 'b': KL is infinite"):
-        kl(tree, p, q)
+    for function in (kl, exact_return):
+        with pytest.raises(InputError, match="prompt 'x0', completion 'b': P has mass where"):
+            function(tree, p, q)
+        assert float(function(tree, q, q)) == 0.0
     assert float(kl(tree, q, p)) == pytest.approx(math.log(2), rel=1e-15)
+    with pytest.raises(ValueError, match="no logarithm of 0"):
+        LogSum.of([(Fraction(1), Fraction(0))])
 
 
 # --- against float64 -----------------------------------------------------------------------------
