@@ -109,7 +109,7 @@ def test_growth_with_the_reference():
 
 
 def test_growth_is_exponential_when_few_words_come_in_random_order():
-    """Measured: from three words, at least 1.4**m states (about 1.65**m on average), never over 2**m."""
+    """Measured: from three words at least 1.4**m states, about 1.65**m on average."""
     rng = np.random.default_rng(0)
     for m in (6, 10, 14):
         for _ in range(4):

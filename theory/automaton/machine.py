@@ -135,6 +135,8 @@ class Automaton:
     def log_prob(self, log_policy: AnyArray, completion: Sequence[str]) -> float:
         """log P(completion) under a (H, S, V) or (S, V) table of log-probabilities, nats."""
         table, total = np.asarray(log_policy), 0.0
+        if table.ndim == 3 and len(completion) > len(table):
+            raise InputError(f"{len(completion)} tokens, and the policy has horizon {len(table)}")
         for h, (state, token) in enumerate(
             zip(self.path(completion)[:-1], completion, strict=True)
         ):
@@ -191,6 +193,11 @@ class Verifier:
     def reward(self, completion: Sequence[str]) -> float:
         """r of one completion, by running it through the automaton."""
         states, n = self.machine.path(completion), len(completion)
+        for name, table, ndim in (("final", self.final, 2), ("step", self.step, 3)):
+            if table is not None and table.ndim == ndim:
+                horizon = len(table) - (name == "final")
+                if n > horizon:
+                    raise InputError(f"{n} tokens, and {name} is given for horizon {horizon}")
         final = self.final if self.final_horizon is None else self.final[n]
         total = float(final[states[-1]])
         if self.step is not None:

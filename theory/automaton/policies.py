@@ -161,7 +161,7 @@ def merge_states(
     """The best policy that sees only the step and a label of the state, and its KL, nats.
 
     It minimises KL(P || Q) over all Q that are equal in states of one label: the conditional of P
-    given step and label. Returned as a (H, S, V) table; rows that P never visits are -inf.
+    given step and label. Returned as a (H, S, V) table; -inf for labels that P does not meet then.
     """
     policy = check_policy(machine, log_policy)
     if np.shape(labels) != (machine.n_states,):
@@ -283,6 +283,10 @@ def _check_table(machine: Automaton, table: np.ndarray, name: str, horizon: int)
         )
     if table.ndim == 3:
         check_match(name, len(table), horizon)
+    bad = ~np.isfinite(table) if name == "term" else ~(table < np.inf)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"{name}{list(place)} is {table[place]}")
 
 
 def _dot(weights: np.ndarray, values: np.ndarray) -> float:
