@@ -1,4 +1,4 @@
-"""`python -m theory`: check | sweep | task | forecast."""
+"""`python -m theory`: check | solve | diagnose | sweep | task | forecast."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import tyro
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from theory.commands.check import Check
+from theory.commands.diagnose import Diagnose
 from theory.commands.forecast import Forecast
+from theory.commands.solve import Solve
 from theory.commands.sweep import Sweep
 from theory.commands.task import Task
 from theory.errors import InputError
 
 Command = (
     Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Solve, tyro.conf.subcommand("solve")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Task, tyro.conf.subcommand("task")]
     | Annotated[Forecast, tyro.conf.subcommand("forecast")]
