@@ -23,7 +23,9 @@ from theory.claims.instances import (
     two_way_pairs,
 )
 from theory.claims.replay import load_replay, twin_file
+from theory.classes import TabularPolicies
 from theory.fit import TabularOptima, fit_tabular
+from theory.fit_policy import fit_policy
 from theory.preferences import PairData
 from theory.soft import kl, log_optimal, soft_value_iteration
 from theory.tree import TokenTree
@@ -168,6 +170,12 @@ def test_two_completions_at_a_preference_of_four_fifths():
     descended, root = (float(np.exp(x)) for x in eqs_2_3.two_completions(0.8))
     assert descended == pytest.approx(0.655, abs=5e-4)
     assert descended == pytest.approx(root, abs=1e-12)
+    tree = one_step_tree("a", "b")
+    data = PairData.of(tree, [(0, 0, 1, 4.0), (0, 1, 0, 1.0)])
+    policies, flat = TabularPolicies.of(tree), eqs_2_3.flat_log_p(tree)
+    mle = fit_policy(policies, data, np.zeros(policies.dimension))
+    rlhf = eqs_2_3.Joint(tree, data, flat, flat, 1.0, 5.0).roads()
+    np.testing.assert_allclose(np.exp([mle.log_p[0], rlhf[0]]), [[0.8, 0.2]] * 2, atol=1e-12)
     grid = np.linspace(1e-3, 1 - 1e-3, 200_001)
     f = -0.8 * np.log(grid) - 0.2 * np.log(1 - grid)
     f += grid * np.log(grid) + (1 - grid) * np.log(1 - grid)

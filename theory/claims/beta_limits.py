@@ -13,7 +13,13 @@ from theory.claims.base import Broken, Claim, Trial
 from theory.claims.instances import SHAPES, Drawn, random_log_p, random_reward, random_tree
 from theory.claims.leafwise import at_most, close, conditionals, leaves_below
 from theory.claims.replay import Replay
-from theory.soft import kl, leaf_log_probs, soft_value_iteration
+from theory.soft import (
+    hard_policy,
+    kl,
+    leaf_log_probs,
+    soft_value_iteration,
+    uniform_over_completions,
+)
 from theory.tree import TokenTree
 
 NAME = "beta-limits"
@@ -46,7 +52,11 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     tied = rng.integers(0, REWARDS, size=r.shape).astype(float)
     small = float(1.0 / 10.0 ** rng.uniform(-0.3, 2.5))
     large = float(10.0 ** rng.uniform(-0.3, 6.0))
-    found = [*_tokens_at_large(tree, r, large), *_tokens_at_small(tree, tied)]
+    found = [
+        *_tokens_at_large(tree, r, large),
+        *_tokens_at_small(tree, tied),
+        *_hard_iteration(tree, tied, log_ref),
+    ]
     for part, base in (("", flat), (" with a reference", log_ref)):
         found += _large(tree, r, large, base, part)
         found += _small(tree, tied, small, base, part)
@@ -176,6 +186,27 @@ def _tokens_at_small(tree: TokenTree, r: np.ndarray) -> list[Certificate]:
             np.concatenate(shares),
             np.concatenate(limits),
         ),
+    ]
+
+
+def _hard_iteration(tree: TokenTree, r: np.ndarray, log_ref: np.ndarray) -> list[Certificate]:
+    """Hard value iteration with its ties, token by token, against counting completions."""
+    best = optimal(tree, r)
+    kept = np.where(best, np.exp(log_ref), 0.0)
+    with_ref = np.asarray(leaf_log_probs(tree, hard_policy(tree, r, log_ref)))
+    counted = [hard_shares(tree, r, h).ravel() for h in range(tree.horizon)]
+    shares = [np.exp(np.asarray(level)).ravel() for level in hard_policy(tree, r)]
+    uniform = [np.asarray(level).ravel() for level in uniform_over_completions(tree)]
+    limit = [level.ravel() for level in count_policy(tree)]
+    return [
+        close(NAME, "hard value iteration", np.concatenate(shares), np.concatenate(counted)),
+        close(
+            NAME,
+            "hard value iteration with a reference",
+            np.exp(with_ref),
+            kept / kept.sum(axis=1, keepdims=True),
+        ),
+        close(NAME, "uniform over completions", np.concatenate(uniform), np.concatenate(limit)),
     ]
 
 
