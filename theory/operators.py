@@ -43,7 +43,7 @@ def temper(tree: TokenTree, log_policy: Policy, tau: float) -> Policy:
     return [temper_level(level, tau) for level in log_policy]
 
 
-def temper_level(log_policy: jax.Array, tau: float) -> jax.Array:
+def temper_level(log_policy: jax.Array, tau: float | jax.Array) -> jax.Array:
     """`temper` of one level (..., V), traceable; rows that are -inf everywhere are left alone.
 
     The largest entry of a row is taken out before the division, so that a small tau enlarges the

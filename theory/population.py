@@ -145,7 +145,7 @@ def online_dpo_step(
     else:
         theta = np.asarray(_descend(theta, arguments, setting.update.steps, setting.update.rate))
     if not np.isfinite(theta).all():
-        raise ConvergenceError("the logits left the finite numbers: too large a rate or too small a tau")
+        raise ConvergenceError("the logits are no longer finite: the rate is too large")
     slope = float(jnp.linalg.norm(_slope(jnp.asarray(theta), arguments)))
     after = list(policies.log_policy(jnp.asarray(theta)))
     log_p = np.asarray(leaf_log_probs(tree, after))
