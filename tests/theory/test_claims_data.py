@@ -69,7 +69,7 @@ EVEN = [["x", "a", "b", 2], ["x", "b", "a", 2]]
 MENDED = {
     ("eqs-2-3", "one-after-the-other"): {"preferences": EVEN},
     ("eqs-2-3", "dpo-for-eq-2"): {"preferences": EVEN},
-    ("eqs-2-3", "summed"): {"numbers": {"divisor": 5.0}},
+    ("eqs-2-3", "summed"): {"numbers": {"divisor": 4.0}},
     ("sampler-invariance", "misspecified"): {
         "reward": {"x": {"a": 0.0, "b": math.log(0.4), "c": math.log(0.6)}}
     },

@@ -371,7 +371,8 @@ BROKEN = (
     Broken(
         "summed",
         "the data term is a sum over comparisons (numbers.divisor = 1), not their mean",
-        "Two comparisons or more: a sum of one is its mean. Five, of two completions, give .8.",
+        "Four comparisons of two completions, three to one: with two to one the optima are 0.004 "
+        "nats apart.",
         _summed,
     ),
 )

@@ -179,7 +179,7 @@ BROKEN = (
 
 CLAIM = Claim(
     NAME,
-    "App. C, sampling and loss at a temperature",
+    "App. C.1.1 and C.3: sampling, and logits, at a temperature",
     STATEMENT,
     LEFT_OUT,
     trial,
