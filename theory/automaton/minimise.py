@@ -20,8 +20,7 @@ def minimise(verifier: Verifier) -> tuple[Verifier, Int[np.ndarray, " S"]]:
     """
     machine = verifier.machine
     met = reachable_states(machine)
-    rows = [machine.ends[met], ~machine.allowed[met]]
-    rows.append(np.moveaxis(verifier.final[..., met], -1, 0))
+    rows = [machine.ends[met], np.moveaxis(verifier.final[..., met], -1, 0)]
     if verifier.step is not None:
         allowed = machine.allowed[met]
         step = np.where(allowed, verifier.step[..., met, :], 0.0)  # no one sees a forbidden step
