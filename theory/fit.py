@@ -47,6 +47,7 @@ TIE = 1e-11  # relative: log-likelihoods closer than TIE * (comparisons + |likel
 SPAN = 1e10  # counts within one component may differ by this factor: float64 resolves no more
 DENSE = 4000  # completions of a component up to which its Laplacian is factored as a dense matrix
 ROUNDING = 1e-9  # relative: Newton's last step may move a margin by less than this
+STEPS = 500  # of Newton on one component; a hard one takes some 40
 KERNEL = 1e-10  # relative singular value below which a direction counts as unseen by the data
 
 
@@ -202,7 +203,7 @@ def _strengths(pair: Int[np.ndarray, "2 N"], count: np.ndarray) -> Float[np.ndar
     weight = count / count.sum()
     r = np.zeros(n)
     best, kept = np.inf, r
-    for _ in range(500):
+    for _ in range(STEPS):
         margin = r[winner] - r[loser]
         flow = weight * expit(-margin)
         slope = np.bincount(winner, flow, n) - np.bincount(loser, flow, n)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from theory._x64 import AnyArray
-from theory.compared import MAX_WORK, fit_offline, offline_work
+from theory.compared import MAX_WORK, along, fit_offline, offline_work
 from theory.errors import InputError
 from theory.fit import TabularOptima, fit_tabular
 from theory.instance import Instance, leaf_names, named, state_names
@@ -22,7 +23,6 @@ from theory.preferences import ComparisonGraph, PairData, bt_log_likelihood
 from theory.soft import (
     check_beta,
     kl,
-    leaf_log_probs,
     log_optimal,
     policy_from_leaves,
     soft_value_iteration,
@@ -110,8 +110,7 @@ def soft_optimum(
         found = soft_value_iteration(tree, r, beta=beta)
         values = [np.asarray(level) for level in found.values]
         levels = [np.asarray(level) for level in found.log_policy]
-        log_p = np.asarray(leaf_log_probs(tree, found.log_policy))
-        return SoftOptimum(np.asarray(found.log_z), values, levels, log_p)
+        return SoftOptimum(np.asarray(found.log_z), values, levels, along(levels))
     log_p = log_optimal(tree, r, beta, log_ref)
     score = np.where(tree.leaf_mask, np.asarray(r) / beta + np.asarray(log_ref), -np.inf)
     values = _backups(tree, score, beta)
@@ -196,7 +195,8 @@ def at_least_kl(
     log_mass = tilt - _log_sum(prompt, tilt, label.shape[0])[prompt]
     out = np.full(label.shape, -np.inf)
     out[held] = inside + log_mass[flat]
-    return out, log_mass
+    rounding = np.asarray(logsumexp(out, axis=1))  # of sums over many components, above
+    return out - rounding[:, None], log_mass - rounding[prompt]
 
 
 def _shifts(
