@@ -13,15 +13,16 @@ Where the slack comes from (u = 2**-53, the unit roundoff; depth H, V tokens, M 
    curvature c on the identified directions, summed over the n comparisons, reward units). Rounding
    leaves a gradient of about 8 n u. A policy is fitted in log P = r / beta, where the gradient is
    beta times as large and the curvature beta^2 times: its error is 8 n u / (c beta) nats.
-   Planted pairs are chains of at most 9 completions, each link with 1 to 5 wins each way, that is
-   a curvature a b / (a + b) >= 1/2; so n <= 160 and c >= (1/2) 2 (1 - cos(pi / 9)) = 0.06. With
-   beta >= 0.1 this is below 2.4e-11.
+   Planted pairs are hubs with chains of at most 2 pairs, each with 1 to 5 wins each way: a pair has
+   curvature a b / (a + b) >= 1/2 at the maximiser. Without its hub such a graph has no eigenvalue
+   below 2 - 2 cos(pi / 5) = 0.38, so by interlacing no other positive one with it: c >= 0.19. With
+   at most 78 pairs n <= 780; with beta >= 0.1 the error is below 3.7e-11.
 
-With H <= 4, V <= 3 and M <= 500 bound (2) is below 1.1e-11 (`rounding_bound`), bound (3) for
-planted pairs below 2.4e-11 (`fit_bound`), their sum below 3.5e-11. SLACK is above that and fixed
-here. It is no bound in advance where c is not bounded: pairs that are not planted, features drawn
-at random (theorem 3.1) and bigram policies (2.2 (c)). There a fit that is too ill-conditioned for
-SLACK makes a claim fail; it cannot make one pass.
+With H <= 6, V <= 6 and M <= 500 bound (2) is below 2e-11 (`rounding_bound`), bound (3) for planted
+pairs below 3.7e-11 (`fit_bound`), their sum below 6e-11. SLACK is above that and fixed here. It is
+no bound in advance where c is not bounded: pairs that are not planted, features drawn at random
+(theorem 3.1) and bigram policies (2.2 (c)). There a fit that is too ill-conditioned for SLACK makes
+a claim fail; it cannot make one pass.
 """
 
 from __future__ import annotations

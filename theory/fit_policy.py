@@ -23,7 +23,7 @@ from theory.preferences import PairData
 from theory.soft import check_beta
 
 NULL = 1e-9  # relative curvature below which a direction counts as flat
-PAD = 64  # pairs are padded with count 0 to a multiple of PAD, so that few shapes are compiled
+PAD = 160  # pairs are padded with count 0 to a multiple of PAD, so that few shapes are compiled
 
 
 class NoMaximiserError(ArithmeticError):

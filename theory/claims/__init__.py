@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from theory.claims import lemma_2_1, lemma_b_1, theorem_2_2, theorem_2_3, theorem_3_1
+from theory.claims import (
+    beta_limits,
+    bt_shift,
+    coverage,
+    eq_11,
+    eq_22,
+    eqs_2_3,
+    lemma_2_1,
+    lemma_b_1,
+    sampler_invariance,
+    tempering,
+    theorem_2_2,
+    theorem_2_3,
+    theorem_3_1,
+)
 from theory.claims.base import Claim
 from theory.errors import InputError
 
@@ -12,6 +26,14 @@ CLAIMS: tuple[Claim, ...] = (
     theorem_2_2.CLAIM,
     theorem_2_3.CLAIM,
     theorem_3_1.CLAIM,
+    eq_11.CLAIM,
+    bt_shift.CLAIM,
+    eq_22.CLAIM,
+    eqs_2_3.CLAIM,
+    sampler_invariance.CLAIM,
+    coverage.CLAIM,
+    tempering.CLAIM,
+    beta_limits.CLAIM,
 )
 
 

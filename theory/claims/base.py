@@ -15,11 +15,13 @@ from theory.certificate import SLACK, Certificate, Twin, worst
 from theory.claims.instances import Drawn
 from theory.claims.replay import Replay, load_replay, twin_file
 from theory.errors import InputError
-from theory.fit import ConvergenceError
+from theory.fit import ConvergenceError, EmptySetError
 from theory.fit_policy import NoMaximiserError, PolicyFit, check_maximiser
 from theory.preferences import PairData, bt_log_likelihood
 from theory.soft import kl
 from theory.tree import TokenTree
+
+NO_OPTIMUM = (ConvergenceError, EmptySetError, NoMaximiserError)  # a fit that ended nowhere
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def run_trial(claim: Claim, index: int, *, seed: int) -> Trial:
     """One trial. A fit that does not reach its optimum decides nothing, so the trial fails."""
     try:
         return claim.trial(generator(seed, claim.name, index), index)
-    except (ConvergenceError, NoMaximiserError) as error:
+    except NO_OPTIMUM as error:
         nothing = Certificate(claim.name, math.nan, math.nan, SLACK, f"no optimum: {error}")
         return Trial((nothing,), vacuous=True)
 
@@ -195,7 +197,7 @@ def run_twin(broken: Broken, replay: Replay) -> Twin:
     """By how much the claim misses on the instance of a file, nats; NaN if a fit has no end."""
     try:
         violation = broken.violation(replay)
-    except (ConvergenceError, NoMaximiserError):
+    except NO_OPTIMUM:
         violation = math.nan
     return Twin(broken.assumption, violation, broken.name)
 

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from theory.errors import InputError
 from theory.instance import Instance, parse_instance, read_json
 from theory.preferences import PairData
-from theory.soft import check_beta
 from theory.tree import TokenTree
 
 TWINS = Path(__file__).parent / "twins"
@@ -43,6 +42,16 @@ class Replay:
         if name not in self.numbers:
             raise self._missing(f"numbers.{name}")
         return self.numbers[name]
+
+    def integer(self, name: str, most: int) -> int:
+        """One of `numbers` that is a whole number from 1 to `most`. Raises InputError if not."""
+        value = self.number(name)
+        if not (value.is_integer() and 1 <= value <= most):
+            raise InputError(
+                f"twin {self.twin!r} of {self.claim}: numbers.{name} must be a whole number from 1 "
+                f"to {most}, got {value!r}"
+            )
+        return int(value)
 
     @property
     def tree(self) -> TokenTree:
@@ -98,7 +107,8 @@ def load_replay(path: Path) -> Replay:
             raise InputError(f"{place}: {key} must be a string, got {body[key]!r}")
     instance = parse_instance(body["instance"], f"{place}: instance")
     beta = _number(body["beta"], f"{place}: beta")
-    check_beta(beta)
+    if beta <= 0:
+        raise InputError(f"{place}: beta must be > 0, got {beta!r}")
     return Replay(
         body["claim"],
         body["twin"],

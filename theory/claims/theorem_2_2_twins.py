@@ -12,11 +12,14 @@ from theory.claims.base import Broken, violation
 from theory.claims.replay import Replay
 from theory.claims.roads import listed, offline, policy_log_likelihoods, roads_apart
 from theory.classes import LogLinearPolicies, TabularPolicies
+from theory.errors import InputError
 from theory.fit import fit_tabular, tied_maximisers
 from theory.fit_policy import fit_policy
 from theory.preferences import bt_gradient
 from theory.projection import soft_rl, soft_rl_finite
 from theory.soft import kl, leaf_log_probs, log_optimal, soft_value_iteration
+
+MANY = 100_000  # most policies kept, most steps: a file cannot ask for hours
 
 
 def _other_rewards(replay: Replay) -> float:
@@ -40,7 +43,7 @@ def _unscaled(replay: Replay) -> float:
 def _smaller_step(replay: Replay) -> float:
     """R = R(Pi), but soft RL chooses among the first numbers.kept policies alone."""
     tree, data, beta = replay.tree, replay.data, replay.beta
-    policies, kept = listed(replay), listed(replay, first=int(replay.number("kept")))
+    policies, kept = listed(replay), listed(replay, first=replay.integer("kept", MANY))
     rewards = policies.rewards(tree, beta)
     values = policy_log_likelihoods(tree, policies, data, beta=beta)
     best = [rewards.tables[i] for i in tied_maximisers(values, data.total)]
@@ -58,6 +61,7 @@ def _drift(replay: Replay) -> float:
     for the RLHF policy whatever its KL.
     """
     tree, data, beta = replay.tree, replay.data, replay.beta
+    _need_one_step(replay, completions=2)
     features = np.zeros((tree.n_prompts, 1, 2, 1))
     features[:, 0, 1, 0] = [replay.number(f"f {prompt}") for prompt in tree.prompts]
     policies = LogLinearPolicies((jnp.asarray(features),), (jnp.ones((1, 2), dtype=bool),))
@@ -105,14 +109,25 @@ def _stopped(replay: Replay) -> float:
     One step tree. Where a maximiser exists they end at it; where none does, anywhere.
     """
     tree, data, beta = replay.tree, replay.data, replay.beta
+    _need_one_step(replay)
     step = replay.number("step")
     r = np.zeros((tree.n_prompts, tree.n_leaves))
     logits = np.zeros_like(r)
-    for _ in range(int(replay.number("steps"))):
+    for _ in range(replay.integer("steps", MANY)):
         r = r + step * bt_gradient(r, data)
         logits = logits + step * beta * bt_gradient(beta * logits, data)
     rlhf, mle = log_optimal(tree, r, beta), log_optimal(tree, logits)
     return violation(tree, rlhf[None], mle[None])
+
+
+def _need_one_step(replay: Replay, *, completions: int | None = None) -> None:
+    """Raises InputError unless the tree has horizon 1, no token forbidden, and so many tokens."""
+    tree = replay.tree
+    if tree.horizon > 1 or tree.forbidden or completions not in (None, tree.vocab):
+        raise InputError(
+            f"twin {replay.twin!r} of {replay.claim} needs horizon 1, no forbidden token"
+            f"{'' if completions is None else f' and {completions} tokens'}"
+        )
 
 
 BROKEN = (

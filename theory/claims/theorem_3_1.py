@@ -11,7 +11,7 @@ import numpy as np
 from theory.certificate import MIN_VIOLATION, SLACK, Certificate
 from theory.claims.base import Claim, Trial, attains, included, refused, same, stationary, violation
 from theory.claims.instances import (
-    FIT_SHAPES,
+    LINEAR_SHAPES,
     Drawn,
     random_beta,
     random_log_p,
@@ -55,7 +55,7 @@ HYPOTHESIS = "a list: the hypothesis, every soft-optimal policy is in Pi"
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
     """A list, a linear class, and the remark after the proof, on one random tree."""
-    tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
+    tree = random_tree(rng, LINEAR_SHAPES[index % len(LINEAR_SHAPES)])
     beta = random_beta(rng)
     found = [*_finite(rng, tree, beta), _isomorphic(rng, tree, beta)]
     linear, data = _draw_linear(rng, tree, LAST[index % 4], separable=index // 4 % 4 == 3)

@@ -130,9 +130,9 @@ def _known(arithmetic: str) -> tuple[Claim, ...]:
 
 def _one_trial(claim: Claim, seed: int, index: int) -> int:
     """Every certificate of one trial, largest residual first; 0 if all hold."""
-    from theory.claims.base import generator
+    from theory.claims.base import run_trial
 
-    trial = claim.trial(generator(seed, claim.name, index), index)
+    trial = run_trial(claim, index, seed=seed)
     print(f"{claim.name}, seed {seed}, trial {index}{' (vacuous)' if trial.vacuous else ''}")
     for c in sorted(trial.certificates, key=lambda c: c.residual, reverse=True):
         print(f"  {'holds' if c.holds else 'FAILS'}  {c.residual:.1e}  {c.part}")
@@ -169,25 +169,32 @@ def _table(results: list[ClaimResult]) -> Table:
             f"{worst.slack:.0e}",
             str(result.trials),
             str(result.nonvacuous),
-            "\n".join(f"{t.violation:.3f}{'' if t.fails else '!'}" for t in result.twins),
+            "\n".join(f"{t.name} {t.violation:.3f}{'' if t.fails else '!'}" for t in result.twins),
         )
     table.caption = (
         "lhs, rhs: the two sides of the worst trial. said: trials that were not vacuous. "
-        "twins: by how much each broken twin misses."
+        "twins: by how much each broken twin misses (theory/claims/README.md says what it breaks)."
     )
     return table
 
 
 def _remarks(results: list[ClaimResult], seed: int) -> list[str]:
-    """What each twin broke, and what went wrong if anything did."""
+    """What was drawn, what each twin broke if one claim was asked for, and what went wrong."""
+    from theory.claims.base import summary
+
     lines = []
     for result in results:
         name = result.claim.name
-        lines += [_twin_line(name, twin) for twin in result.twins]
+        if result.drawn:
+            parts = ", ".join(f"{key} {value}" for key, value in summary(result.drawn).items())
+            lines.append(f"{name} drew: {parts}")
+        shown = [twin for twin in result.twins if len(results) == 1 or not twin.fails]
+        lines += [_twin_line(name, twin) for twin in shown]
         if not result.worst.holds:
             lines.append(
-                f"{name} DOES NOT HOLD at: {result.worst.part} "
-                f"(--claim {name} --seed {seed} --trial {result.worst_trial} runs it again)"
+                f"{name} DOES NOT HOLD in trial {result.worst_trial} of seed {seed}, at: "
+                f"{result.worst.part} (run it again with --claim {name} --seed {seed} "
+                f"--trial {result.worst_trial})"
             )
         if result.nonvacuous == 0:
             lines.append(f"{name}: every trial was vacuous, which shows nothing")
