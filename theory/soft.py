@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,13 @@ from scipy.special import logsumexp
 
 from theory._x64 import AnyArray
 from theory.errors import InputError
+from theory.lanes import exp_below_zero, log_from_one
 from theory.tree import TokenTree
 
 Policy = list[jax.Array]  # one (P, V**h, V) array of log-probabilities a level, h = 0..H-1
+
+LARGE = 2**16  # entries of a level from which it runs a slice a token (slower to compile)
+MANY_TOKENS = 32  # above, compiling one slice a token takes too long
 
 
 @dataclass(frozen=True)
@@ -32,53 +37,255 @@ class SoftSolution:
 
 
 def soft_value_iteration(
-    tree: TokenTree, r: Float[AnyArray, "P L"], *, beta: float = 1.0
+    tree: TokenTree,
+    r: Float[AnyArray, "P L"],
+    *,
+    beta: float = 1.0,
+    reuse: SoftSolution | None = None,
 ) -> SoftSolution:
     """Soft-optimal values and policy of a trajectory-level reward, exact up to rounding.
 
     V(s) = beta * logsumexp_a(V(s.a) / beta), V(leaf) = r, pi = exp((Q - V) / beta)
     (Ziebart 2010; the paper's App. D).
 
-    r: reward units, read at completions only. beta > 0: reward units per nat.
-    Raises InputError for beta <= 0 or a non-finite reward (prompt and completion named).
+    r: reward units, read at completions only; a numpy array is copied, a float64 JAX array is not.
+    beta > 0: reward units per nat. reuse: an earlier solution of a tree of this shape whose policy
+    is no longer needed: its policy arrays are overwritten and cannot be read again. On large trees
+    most of the time goes into new memory, and this saves it.
+    Raises InputError for beta <= 0, a non-finite reward (prompt and completion named), or a `reuse`
+    of another shape or used before.
     """
     check_beta(beta)
-    leaf = check_reward(tree, r)
-    values, log_policy = _backup(jnp.asarray(leaf), tree.allowed_levels, jnp.float64(beta))
-    return SoftSolution(list(values), list(log_policy), values[0][:, 0] / beta)
+    scratch = () if reuse is None else _scratch(tree, reuse)
+    if tree.eos is None and not tree.forbidden:
+        leaf = _leaf_array(tree, r)
+        values, log_policy = _backup_complete(tree, leaf, jnp.float64(beta), scratch)
+        if not np.isfinite(np.asarray(values[0])).all():
+            check_reward(tree, r)
+    else:
+        leaf = jnp.asarray(check_reward(tree, r))
+        values, log_policy = _backup(scratch, leaf, tree.allowed_levels, jnp.float64(beta))
+    return SoftSolution([*values, leaf], list(log_policy), values[0][:, 0] / beta)
+
+
+def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
+    """(P, L) float64, never the caller's numpy memory."""
+    check_shape(tree, r)
+    if isinstance(r, jax.Array):
+        return r.astype(jnp.float64)
+    return jnp.asarray(np.array(r, dtype=np.float64))
+
+
+def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
+    check_levels(tree, reuse.log_policy)
+    if any(level.is_deleted() for level in reuse.log_policy):
+        raise InputError("reuse: the arrays of this solution were overwritten before")
+    return tuple(reuse.log_policy)
+
+
+def _backup_complete(
+    tree: TokenTree, leaf: jax.Array, beta: jax.Array, scratch: tuple[jax.Array, ...]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Soft backups of a tree without masks: V at levels 0..H-1 and the policies, root first.
+
+    A reward that is not finite makes the root's V NaN. A large level runs as four programs: in one,
+    XLA would merge the logarithm into the sum, or compute it again at every leaf, and lose the
+    vector code.
+    """
+    values, policies = [leaf], []
+    for h in reversed(range(tree.horizon)):
+        below = values[0]
+        if below.size < LARGE or tree.vocab > MANY_TOKENS:
+            value, policy = _small_level(scratch[h : h + 1], below, beta, tree.vocab)
+        else:
+            top = _largest(below, tree.vocab)
+            value, log_sum = _value(top, _sum_exp(below, top, beta, tree.vocab), beta)
+            policy = _conditionals(scratch[h : h + 1], below, top, log_sum, beta)
+        values.insert(0, value)
+        policies.insert(0, policy)
+    return values[:-1], policies
+
+
+_into = partial(jax.jit, donate_argnums=0, keep_unused=True)  # argument 0: memory for the result
+_for_vocab = partial(jax.jit, static_argnames="vocab")
+
+
+@partial(_into, static_argnames="vocab")
+def _small_level(
+    scratch: tuple[jax.Array, ...], below: jax.Array, beta: jax.Array, vocab: int
+) -> tuple[jax.Array, jax.Array]:
+    q = _by_state(below, vocab)
+    top = jnp.max(q, axis=2)
+    scaled = (q - top[:, :, None]) / beta
+    log_sum = jnp.log(jnp.sum(jnp.exp(scaled) + 0.0 * q, axis=2))
+    return top + beta * log_sum, scaled - log_sum[:, :, None]
+
+
+def _by_state(below: jax.Array, vocab: int) -> jax.Array:
+    return below.reshape(below.shape[0], -1, vocab)
+
+
+@_for_vocab
+def _largest(below: jax.Array, vocab: int) -> jax.Array:
+    return jnp.max(_by_state(below, vocab), axis=2)
+
+
+@_for_vocab
+def _sum_exp(below: jax.Array, top: jax.Array, beta: jax.Array, vocab: int) -> jax.Array:
+    """sum_a exp((q(s, a) - top(s)) / beta), (P, S); NaN where some q(s, a) is not finite.
+
+    One slice a token, so that the processor's lanes run over states: a reduction over few tokens
+    leaves them half empty. 0 * q is NaN where q is not finite.
+    """
+    q = _by_state(below, vocab)
+    scale = jnp.minimum(1.0 / beta, 1e300)
+    total = jnp.zeros_like(top)
+    for token in range(vocab):
+        x = q[:, :, token]
+        total = total + exp_below_zero((x - top) * scale) + 0.0 * x
+    return total
 
 
 @jax.jit
+def _value(top: jax.Array, total: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_sum = log_from_one(total)
+    return top + beta * log_sum, log_sum
+
+
+@_into
+def _conditionals(
+    scratch: tuple[jax.Array, ...],
+    below: jax.Array,
+    top: jax.Array,
+    log_sum: jax.Array,
+    beta: jax.Array,
+) -> jax.Array:
+    q = below.reshape(*top.shape, -1)
+    return (q - top[:, :, None]) / beta - log_sum[:, :, None]
+
+
+@_into
 def _backup(
-    leaf: jax.Array, allowed: tuple[jax.Array, ...], beta: jax.Array
+    scratch: tuple[jax.Array, ...],
+    leaf: jax.Array,
+    allowed: tuple[jax.Array, ...],
+    beta: jax.Array,
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Soft backups from the leaves (P, L) to the root; lists run from the root down."""
-    values, policies = [leaf], []
+    """As `_backup_complete`, for any tree; leaf is -inf at slots that are no completion."""
+    below = leaf
+    values, policies = [], []
     for mask in reversed(allowed):
         states, vocab = mask.shape
-        q = values[0].reshape(leaf.shape[0], states, vocab)
+        q = below.reshape(leaf.shape[0], states, vocab)
         q = jnp.where(mask[None], q, -jnp.inf)
         top = jnp.max(q, axis=2, keepdims=True)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
         scaled = (q - top) / beta
         log_sum = jnp.log(jnp.sum(jnp.exp(scaled), axis=2, keepdims=True))
         policies.insert(0, scaled - jnp.where(jnp.isfinite(log_sum), log_sum, 0.0))
-        values.insert(0, (top + beta * log_sum)[:, :, 0])
+        below = (top + beta * log_sum)[:, :, 0]
+        values.insert(0, below)
     return tuple(values), tuple(policies)
+
+
+# --- the limits in beta --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HardSolution:
+    """The best completions of one reward, ties included: the limit beta -> 0 as sets."""
+
+    values: list[np.ndarray]  # max of r below s, (P, V**h) for h = 0..H; -inf where no state is
+    argmax: list[np.ndarray]  # (P, V**h, V) bool a level, h = 0..H-1: every optimal token
+    n_optimal: list[np.ndarray]  # optimal completions below s, (P, V**h) int64 for h = 0..H
+
+
+def hard_value_iteration(tree: TokenTree, r: Float[AnyArray, "P L"]) -> HardSolution:
+    """V(s) = max_a V(s.a) and every a that attains it; rewards tie when they are equal as floats.
+
+    r: reward units, read at completions only. `n_optimal[0][:, 0]` counts the optimal completions
+    of each prompt. Raises InputError for a non-finite reward (prompt and completion named).
+    """
+    return _hard(tree, check_reward(tree, r))
+
+
+def hard_policy(
+    tree: TokenTree,
+    r: Float[AnyArray, "P L"],
+    log_ref: Float[AnyArray, "P L"] | None = None,
+) -> Policy:
+    """The limit beta -> 0 of the soft-optimal policy, at every state (also where it never comes).
+
+    Without a reference tied tokens share in proportion to their numbers of optimal completions,
+    so the optimal completions are equally likely. With log_ref (nats, need not be normalised) it is
+    the limit of P_ref exp(r / beta): the best completions with P_ref > 0 share in proportion to
+    P_ref; states without any get -inf everywhere.
+    Raises InputError for a non-finite reward, or a reference that is NaN, +inf or 0 on a prompt.
+    """
+    reward = check_reward(tree, r)
+    if log_ref is None:
+        hard = _hard(tree, reward)
+        with np.errstate(divide="ignore"):
+            return _shares(hard.argmax, [np.log(count) for count in hard.n_optimal])
+    reference = _check_log_p(tree, log_ref, "log_ref")
+    if np.isneginf(reference).all(axis=1).any():
+        bad = tree.prompts[int(np.argmax(np.isneginf(reference).all(axis=1)))]
+        raise InputError(f"the reference has no mass on prompt {bad!r}")
+    hard = _hard(tree, np.where(np.isneginf(reference), -np.inf, reward))
+    masses = [reference]
+    for argmax in reversed(hard.argmax):
+        best = np.where(argmax, masses[0].reshape(argmax.shape), -np.inf)
+        masses.insert(0, np.asarray(logsumexp(best, axis=2)))
+    return _shares(hard.argmax, masses)
+
+
+def uniform_over_completions(tree: TokenTree) -> Policy:
+    """The limit beta -> infinity: pi(a|s) = completions below s.a / completions below s.
+
+    Uniform over completions, so not over tokens where there is EOS or a forbidden token.
+    """
+    return hard_policy(tree, np.zeros((tree.n_prompts, tree.n_leaves)))
+
+
+def _hard(tree: TokenTree, leaf: np.ndarray) -> HardSolution:
+    """Hard backups; a state with no leaf above -inf has no optimal token."""
+    values, counts, argmaxes = [leaf], [np.isfinite(leaf).astype(np.int64)], []
+    for h in reversed(range(tree.horizon)):
+        q = values[0].reshape(leaf.shape[0], tree.vocab**h, tree.vocab)
+        best = q.max(axis=2)
+        argmax = (q == best[:, :, None]) & np.isfinite(q)
+        argmaxes.insert(0, argmax)
+        values.insert(0, best)
+        counts.insert(0, np.where(argmax, counts[0].reshape(q.shape), 0).sum(axis=2))
+    return HardSolution(values, argmaxes, counts)
+
+
+def _shares(argmax: list[np.ndarray], log_mass: list[np.ndarray]) -> Policy:
+    """log pi(a|s) = log mass(s.a) - log mass(s) on optimal tokens, -inf elsewhere."""
+    policy = []
+    for h, mask in enumerate(argmax):
+        below = np.where(mask, log_mass[h + 1].reshape(mask.shape), -np.inf)
+        state = log_mass[h][:, :, None]
+        policy.append(jnp.asarray(below - np.where(np.isfinite(state), state, 0.0)))
+    return policy
+
+
+# --- distributions over completions --------------------------------------------------------------
 
 
 def leaf_log_probs(tree: TokenTree, log_policy: Policy) -> Float[jax.Array, "P L"]:
     """log P_pi(xi | x) = sum_h log pi(a_h | s_h) of every completion, nats; -inf elsewhere."""
     check_levels(tree, log_policy)
-    return _chain(tuple(log_policy))
+    total = jnp.zeros((tree.n_prompts, 1))
+    for level in log_policy:
+        total = _extend(total, level)
+    return total
 
 
 @jax.jit
-def _chain(log_policy: tuple[jax.Array, ...]) -> jax.Array:
-    total = jnp.zeros((log_policy[0].shape[0], 1))
-    for level in log_policy:
-        total = (total[:, :, None] + level).reshape(level.shape[0], -1)
-    return total
+def _extend(total: jax.Array, level: jax.Array) -> jax.Array:
+    """One level more; XLA's compiler fails on a program of many levels (12 of 2 tokens)."""
+    return (total[:, :, None] + level).reshape(level.shape[0], -1)
 
 
 def policy_from_leaves(tree: TokenTree, log_p: Float[AnyArray, "P L"]) -> Policy:
@@ -86,10 +293,8 @@ def policy_from_leaves(tree: TokenTree, log_p: Float[AnyArray, "P L"]) -> Policy
 
     A state of probability 0 gets -inf everywhere: its conditionals do not exist.
     """
-    leaf = _masked(tree, log_p)
-    if np.isnan(leaf).any() or np.isposinf(leaf).any():
-        raise InputError(f"log_p is not a log-probability {_place(tree, ~(leaf < np.inf))}")
-    return list(_backup(jnp.asarray(leaf), tree.allowed_levels, jnp.float64(1.0))[1])
+    leaf = jnp.asarray(_check_log_p(tree, log_p, "log_p"))
+    return list(_backup((), leaf, tree.allowed_levels, jnp.float64(1.0))[1])
 
 
 def log_optimal(
@@ -171,14 +376,26 @@ def check_levels(tree: TokenTree, log_policy: Policy) -> None:
         raise InputError(f"log_policy has level shapes {shapes}, the tree needs {expected}")
 
 
-def _masked(tree: TokenTree, x: AnyArray) -> np.ndarray:
-    array = np.asarray(x, dtype=np.float64)
-    if array.shape != (tree.n_prompts, tree.n_leaves):
+def check_shape(tree: TokenTree, x: AnyArray) -> None:
+    """Raises InputError unless x is (prompts, leaf slots)."""
+    if x.shape != (tree.n_prompts, tree.n_leaves):
         raise InputError(
-            f"an array of shape {array.shape} on a tree of {tree.n_prompts} prompt(s) and "
+            f"an array of shape {tuple(x.shape)} on a tree of {tree.n_prompts} prompt(s) and "
             f"{tree.n_leaves} leaf slots"
         )
+
+
+def _masked(tree: TokenTree, x: AnyArray) -> np.ndarray:
+    array = np.asarray(x, dtype=np.float64)
+    check_shape(tree, array)
     return np.where(tree.leaf_mask, array, -np.inf)
+
+
+def _check_log_p(tree: TokenTree, log_p: AnyArray, name: str) -> np.ndarray:
+    leaf = _masked(tree, log_p)
+    if np.isnan(leaf).any() or np.isposinf(leaf).any():
+        raise InputError(f"{name} is not a log-probability {_place(tree, ~(leaf < np.inf))}")
+    return leaf
 
 
 def _place(tree: TokenTree, bad: np.ndarray) -> str:
