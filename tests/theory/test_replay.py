@@ -75,6 +75,9 @@ REPAIRS = {
     ("theorem-2.2", "no-maximiser"): instance(
         preferences=[["x", "a", "b", 40], ["x", "b", "a", 10]]
     ),
+    ("theorem-2.3", "no-maximiser"): instance(
+        preferences=[["x", "a", "b", 40], ["x", "b", "a", 10]]
+    ),
     ("theorem-2.3", "image-outside"): add("policies", odds(8)),
     ("theorem-2.3", "source-outside"): add("policies", odds(3)),
     ("theorem-2.3", "uncovered"): instance(reference={"x": {"a": 0.3, "b": 0.2, "c": 0.5}}),

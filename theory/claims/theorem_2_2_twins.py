@@ -103,21 +103,22 @@ def _no_weight(replay: Replay) -> float:
     return violation(tree, log_p[chosen], log_p[mle])
 
 
-def _stopped(replay: Replay) -> float:
+def stopped(replay: Replay, log_ref: np.ndarray | None = None) -> float:
     """Both roads by gradient ascent from 0, stopped after numbers.steps steps of numbers.step.
 
-    One step tree. Where a maximiser exists they end at it; where none does, anywhere.
+    One step tree; with log_ref, RLHF with a reference and DPO. Where a maximiser exists they end
+    at it; where none does, anywhere.
     """
     tree, data, beta = replay.tree, replay.data, replay.beta
     _need_one_step(replay)
     step = replay.number("step")
     r = np.zeros((tree.n_prompts, tree.n_leaves))
-    logits = np.zeros_like(r)
+    logits, held = np.zeros_like(r), np.zeros_like(r) if log_ref is None else log_ref
     for _ in range(replay.integer("steps", MANY)):
         r = r + step * bt_gradient(r, data)
-        logits = logits + step * beta * bt_gradient(beta * logits, data)
-    rlhf, mle = log_optimal(tree, r, beta), log_optimal(tree, logits)
-    return violation(tree, rlhf[None], mle[None])
+        logits = logits + step * beta * bt_gradient(beta * (logits - held), data)
+    rlhf, offline_end = log_optimal(tree, r, beta, held), log_optimal(tree, logits)
+    return violation(tree, rlhf[None], offline_end[None])
 
 
 def _need_one_step(replay: Replay, *, completions: int | None = None) -> None:
@@ -180,6 +181,6 @@ BROKEN = (
         "no finite maximiser exists: two ascents stopped after numbers.steps steps are taken for "
         "the two sets, which are empty",
         "One comparison of two completions.",
-        _stopped,
+        stopped,
     ),
 )

@@ -17,6 +17,7 @@ from theory.claims.roads import (
     roads_apart,
     unmix,
 )
+from theory.claims.theorem_2_2_twins import stopped
 from theory.classes import TabularPolicies
 from theory.fit import fit_tabular
 from theory.fit_policy import fit_policy
@@ -131,5 +132,12 @@ BROKEN = (
         "beta of the local reward (numbers.local_beta) is not that of the KL term",
         "Two completions: with one there is one policy.",
         _other_beta,
+    ),
+    Broken(
+        "no-maximiser",
+        "no finite maximiser exists: two ascents stopped after numbers.steps steps are taken for "
+        "the two sets, which are empty",
+        "One comparison of two completions.",
+        lambda replay: stopped(replay, replay.log_ref),
     ),
 )
