@@ -104,7 +104,8 @@ def offline_work(tree: TokenTree, data: PairData) -> float:
         here = data.prompt == x
         leaves, pair = np.unique(np.stack([data.winner, data.loser])[:, here], return_inverse=True)
         pairs = len(np.unique(np.sort(pair.reshape(2, -1), axis=0), axis=1).T)
-        work = max(work, pairs * float(len(np.unique(_table(tree, leaves)))) ** 2)
+        table = _table(tree, leaves)
+        work = max(work, pairs * float(len(np.unique(table[table >= 0]))) ** 2)
     return work
 
 
@@ -131,9 +132,11 @@ def _climb(
         margin = beta * (log_p[pair[0]] - log_p[pair[1]] - reference)
         slope = wins[0] * expit(-margin) - wins[1] * expit(margin)
         bend = np.sqrt(wins.sum(axis=0) * expit(margin) * expit(-margin))
-        along = beta * (jacobian[pair[0]] - jacobian[pair[1]])
-        move = np.linalg.lstsq(bend[:, None] * along, slope / bend, rcond=1e-10)[0]
-        change = float(np.abs(along @ move).max())
+        rise = beta * (jacobian[pair[0]] - jacobian[pair[1]])
+        if not bend.all():
+            raise ConvergenceError("the policy fit left the range of float64: counts too uneven")
+        move = np.linalg.lstsq(bend[:, None] * rise, slope / bend, rcond=1e-10)[0]
+        change = float(np.abs(rise @ move).max())
         scale = 1.0 + float(np.abs(margin).max()) + beta * float(np.abs(log_p).max())
         error = change / scale  # beta log P is what rounds
         if error >= best and best < ROUNDING:
