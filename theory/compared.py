@@ -22,7 +22,7 @@ from theory._x64 import AnyArray
 from theory.errors import InputError
 from theory.fit import ROUNDING, ConvergenceError
 from theory.preferences import ComparisonGraph, PairData
-from theory.soft import check_beta, policy_from_leaves
+from theory.soft import check_beta, leaf_log_probs, policy_from_leaves
 from theory.tree import TokenTree
 
 MAX_WORK = 2e9  # distinct pairs times logits squared, of one prompt: a least-squares step each
@@ -83,18 +83,8 @@ def fit_offline(
             here = paths.level == h
             level[x].reshape(-1)[paths.slot[here]] += theta[here] / beta
         worst, logits = max(worst, step), logits + len(theta)
-    return OfflineFit(along([_normalised(level) for level in policy]), worst, logits)
-
-
-def along(levels: list[np.ndarray]) -> Float[np.ndarray, "P L"]:
-    """log P of every completion: the sum of one (P, V**h, V) array of conditionals a level, nats.
-
-    In numpy: XLA cannot compile the fused sum of 12 levels on a CPU.
-    """
-    total = np.zeros((levels[0].shape[0], 1))
-    for level in levels:
-        total = (total[:, :, None] + level).reshape(level.shape[0], -1)
-    return total
+    levels = [jnp.asarray(_normalised(level)) for level in policy]
+    return OfflineFit(np.asarray(leaf_log_probs(tree, levels)), worst, logits)
 
 
 def offline_work(tree: TokenTree, data: PairData) -> float:

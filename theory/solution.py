@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from theory._x64 import AnyArray
-from theory.compared import MAX_WORK, along, fit_offline, offline_work
+from theory.compared import MAX_WORK, fit_offline, offline_work
 from theory.errors import InputError
 from theory.fit import TabularOptima, fit_tabular
 from theory.instance import Instance, leaf_names, named, state_names
@@ -23,6 +23,7 @@ from theory.preferences import ComparisonGraph, PairData, bt_log_likelihood
 from theory.soft import (
     check_beta,
     kl,
+    leaf_log_probs,
     log_optimal,
     policy_from_leaves,
     soft_value_iteration,
@@ -110,7 +111,8 @@ def soft_optimum(
         found = soft_value_iteration(tree, r, beta=beta)
         values = [np.asarray(level) for level in found.values]
         levels = [np.asarray(level) for level in found.log_policy]
-        return SoftOptimum(np.asarray(found.log_z), values, levels, along(levels))
+        log_p = np.asarray(leaf_log_probs(tree, found.log_policy))
+        return SoftOptimum(np.asarray(found.log_z), values, levels, log_p)
     log_p = log_optimal(tree, r, beta, log_ref)
     score = np.where(tree.leaf_mask, np.asarray(r) / beta + np.asarray(log_ref), -np.inf)
     values = _backups(tree, score, beta)
