@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,6 +217,6 @@ class TokenTree:
 def _check_names(kind: str, names: Sequence[str]) -> None:
     if not names:
         raise InputError(f"the tree has no {kind}s")
-    doubled = sorted({name for name in names if names.count(name) > 1})
+    doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
         raise InputError(f"{kind} {doubled[0]!r} is named twice")
