@@ -156,24 +156,26 @@ def _table(results: list[ClaimResult]) -> Table:
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     table.add_column("claim", no_wrap=True)
     table.add_column("holds", no_wrap=True)
-    for name in ("lhs", "rhs", "residual", "slack", "trials", "said", "twins"):
+    for name in ("lhs", "rhs", "residual", "trials", "said", "twins", "miss"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
-        worst = result.worst
+        worst, twins = result.worst, result.twins
         table.add_row(
             result.claim.name,
             "yes" if result.holds else "NO",
-            f"{worst.lhs:.4g}",
-            f"{worst.rhs:.4g}",
+            f"{worst.lhs:.3g}",
+            f"{worst.rhs:.3g}",
             f"{worst.residual:.1e}",
-            f"{worst.slack:.0e}",
             str(result.trials),
             str(result.nonvacuous),
-            "\n".join(f"{t.name} {t.violation:.3f}{'' if t.fails else '!'}" for t in result.twins),
+            f"{sum(twin.fails for twin in twins)}/{len(twins)}",
+            f"{min((twin.violation for twin in twins), default=float('nan')):.3f}",
         )
     table.caption = (
-        "lhs, rhs: the two sides of the worst trial. said: trials that were not vacuous. "
-        "twins: by how much each broken twin misses (theory/claims/README.md says what it breaks)."
+        "lhs, rhs: the two sides of the worst trial, equal within "
+        f"{max((r.worst.slack for r in results), default=0.0):.0e}. said: trials that were not "
+        "vacuous. twins: broken twins that fail, as they must; miss: by the least of them. "
+        "theory/claims/README.md says what each breaks."
     )
     return table
 
