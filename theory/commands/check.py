@@ -173,7 +173,7 @@ def _table(results: list[ClaimResult]) -> Table:
         )
     table.caption = (
         "lhs, rhs: the two sides of the worst trial, equal within "
-        f"{max((r.worst.slack for r in results), default=0.0):.0e}. said: trials that were not "
+        f"{max((r.worst.slack for r in results), default=0.0):g}. said: trials that were not "
         "vacuous. twins: broken twins that fail, as they must; miss: by the least of them. "
         "theory/claims/README.md says what each breaks."
     )
