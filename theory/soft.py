@@ -88,37 +88,42 @@ def _backup_complete(
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Soft backups of a tree without masks: V at levels 0..H-1 and the policies, root first.
 
-    A reward that is not finite makes the root's V NaN. A large level runs as four programs: in one,
+    A reward that is not finite makes the root's V NaN. A large level runs as five programs: in one,
     XLA would merge the logarithm into the sum, or compute it again at every leaf, and lose the
     vector code.
     """
-    values, policies = [leaf], []
-    for h in reversed(range(tree.horizon)):
-        below = values[0]
-        if below.size < LARGE or tree.vocab > MANY_TOKENS:
-            value, policy = _small_level(scratch[h : h + 1], below, beta, tree.vocab)
-        else:
-            top = _largest(below, tree.vocab)
-            value, log_sum = _value(top, _sum_exp(below, top, beta, tree.vocab), beta)
-            policy = _conditionals(scratch[h : h + 1], below, top, log_sum, beta)
-        values.insert(0, value)
-        policies.insert(0, policy)
-    return values[:-1], policies
+    values, policies, vocab = [leaf], [], tree.vocab
+    while values[0].size >= LARGE and vocab <= MANY_TOKENS and len(policies) < tree.horizon:
+        below, left = values[0], tree.horizon - len(policies)
+        top = _largest(below, vocab)
+        log_sum = _log(_sum_exp(below, top, beta, vocab))
+        policies.insert(0, _conditionals(scratch[left - 1 : left], below, top, log_sum, beta))
+        values.insert(0, _plus(top, beta, log_sum))
+    left = tree.horizon - len(policies)
+    above, first = _small_levels(scratch[:left], values[0], beta, (vocab, left))
+    return [*above, *values[:-1]], [*first, *policies]
 
 
 _into = partial(jax.jit, donate_argnums=0, keep_unused=True)  # argument 0: memory for the result
 _for_vocab = partial(jax.jit, static_argnames="vocab")
+_log = jax.jit(log_from_one)
+_plus = jax.jit(lambda top, beta, log_sum: top + beta * log_sum)
 
 
-@partial(_into, static_argnames="vocab")
-def _small_level(
-    scratch: tuple[jax.Array, ...], below: jax.Array, beta: jax.Array, vocab: int
-) -> tuple[jax.Array, jax.Array]:
-    q = _by_state(below, vocab)
-    top = jnp.max(q, axis=2)
-    scaled = (q - top[:, :, None]) / beta
-    log_sum = jnp.log(jnp.sum(jnp.exp(scaled) + 0.0 * q, axis=2))
-    return top + beta * log_sum, scaled - log_sum[:, :, None]
+@partial(_into, static_argnames="shape")
+def _small_levels(
+    scratch: tuple[jax.Array, ...], leaf: jax.Array, beta: jax.Array, shape: tuple[int, int]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The levels that are left, shape = (tokens, levels), in one program."""
+    values, policies = [leaf], []
+    for _ in range(shape[1]):
+        q = _by_state(values[0], shape[0])
+        top = jnp.max(q, axis=2)
+        scaled = (q - top[:, :, None]) / beta
+        log_sum = jnp.log(jnp.sum(jnp.exp(scaled) + 0.0 * q, axis=2))
+        policies.insert(0, scaled - log_sum[:, :, None])
+        values.insert(0, top + beta * log_sum)
+    return values[:-1], policies
 
 
 def _by_state(below: jax.Array, vocab: int) -> jax.Array:
@@ -144,12 +149,6 @@ def _sum_exp(below: jax.Array, top: jax.Array, beta: jax.Array, vocab: int) -> j
         x = q[:, :, token]
         total = total + exp_below_zero((x - top) * scale) + 0.0 * x
     return total
-
-
-@jax.jit
-def _value(top: jax.Array, total: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_sum = log_from_one(total)
-    return top + beta * log_sum, log_sum
 
 
 @_into
@@ -268,9 +267,6 @@ def _shares(argmax: list[np.ndarray], log_mass: list[np.ndarray]) -> Policy:
         state = log_mass[h][:, :, None]
         policy.append(jnp.asarray(below - np.where(np.isfinite(state), state, 0.0)))
     return policy
-
-
-# --- distributions over completions --------------------------------------------------------------
 
 
 def leaf_log_probs(tree: TokenTree, log_policy: Policy) -> Float[jax.Array, "P L"]:

@@ -235,7 +235,7 @@ def lanes(monkeypatch):
     monkeypatch.setattr("theory.soft.LARGE", 0)
 
 
-@pytest.mark.parametrize(("vocab", "horizon"), [(2, 12), (3, 6), (10, 3), (32, 2), (40, 2)])
+@pytest.mark.parametrize(("vocab", "horizon"), [(2, 12), (10, 3), (40, 2)])
 @pytest.mark.parametrize("scale", [10.0, 400.0])
 def test_log_probs_to_2e_13(lanes, vocab, horizon, scale):
     rng = np.random.default_rng(vocab)
