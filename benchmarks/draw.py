@@ -40,14 +40,14 @@ def draw(records: list[dict], out: Path) -> None:
         axis.set_yticks(range(len(group)), labels, fontsize=8)
         axis.invert_yaxis()
         axis.set_xscale("log")
-        axis.set_xlim(min(0.5, *values), max(values) * 3)
+        axis.set_xlim(0.7 * min(0.7, *values), max(values) * 3)
         axis.axvline(1.0, color="black", linewidth=0.8)
         for place, value in enumerate(values):
             text = f" {value:.2f}x" if value < 100 else f" {value:,.0f}x"
             axis.text(max(value, 1.0), place, text, va="center", fontsize=8)
         axis.set_title(name, fontsize=10, loc="left")
     axes[-1, 0].set_xlabel(
-        "time ratio (log scale, minima over repeats): blue, ours / floor; grey, peer / ours"
+        "time ratio, log scale (blue: ours / floor; grey: peer / ours)", fontsize=9
     )
     figure.tight_layout()
     figure.savefig(out, dpi=150)

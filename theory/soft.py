@@ -73,7 +73,7 @@ def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
     check_shape(tree, r)
     if isinstance(r, jax.Array):
         return r.astype(jnp.float64)
-    return jnp.asarray(np.array(r, dtype=np.float64))
+    return jax.device_put(np.asarray(r, dtype=np.float64), may_alias=False)
 
 
 def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
