@@ -15,7 +15,7 @@ from theory.tree import TokenTree
 
 MAX_FEATURES = 1_024  # of a reward class
 MAX_BYTES = 2**28  # for the features of all completions of all prompts
-RANK_ERROR = 1e-10  # singular values below this share of the largest are rounding
+RANK_ERROR = 1e-10  # what is left of a column below this share of the largest is rounding
 MAX_COUNT = 10**9  # of anything that a setting counts
 LARGEST = 1e100  # number, so that squares stay finite
 FLAT = 1e-12  # a spread below this share of the largest reward is rounding
@@ -85,15 +85,24 @@ def orthonormal(tree: TokenTree, raw: Float[np.ndarray, "P L C"]) -> Float[np.nd
     """Features with the span of `raw` up to a shift a prompt: D = rank <= C columns.
 
     Columns have mean 0 over the completions of each prompt, mean square 1 and mean product 0 over
-    completions and prompts; 0 at slots that are no completion.
+    completions and prompts; 0 at slots that are no completion. Gram-Schmidt in the order of the
+    columns, each twice, in sums that do not depend on the number of threads.
     """
     live = raw[:, tree.leaf_mask]
     centred = live - live.mean(axis=1, keepdims=True)
-    rows = centred.reshape(-1, raw.shape[2])
-    columns, size, _ = np.linalg.svd(rows, full_matrices=False)
-    rank = int(np.count_nonzero(size > RANK_ERROR * size[0]))
+    columns = np.ascontiguousarray(centred.reshape(-1, raw.shape[2]).T)
+    least = RANK_ERROR * np.sqrt(np.sum(columns * columns, axis=1).max())
+    basis, rank = np.empty_like(columns), 0
+    for column in columns:
+        for _ in range(2):
+            shares = np.einsum("dn,n->d", basis[:rank], column)
+            column = column - np.einsum("d,dn->n", shares, basis[:rank])
+        size = np.sqrt(np.sum(column * column))
+        if size > least:
+            basis[rank] = column / size
+            rank += 1
     out = np.zeros((*raw.shape[:2], rank))
-    scaled = columns[:, :rank] * math.sqrt(len(rows))
+    scaled = basis[:rank].T * math.sqrt(columns.shape[1])
     out[:, tree.leaf_mask] = scaled.reshape(*live.shape[:2], rank)
     return out
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import ClassVar
 
@@ -68,19 +70,29 @@ class Rouge:
 
     def draw(self) -> GroundTruth:
         """The reward of this seed."""
-        names = tuple(f"x{i}" for i in range(self.prompts))
-        weights = (1.0 / self.prompts,) * self.prompts
-        tree = TokenTree((*LETTERS[: self.words], EOS), self.horizon, names, weights, eos=EOS)
-        possible = np.array(list(product(range(self.words), repeat=self.reference)))
-        scores = rouge_l(slot_tokens(tree), possible, self.words)
+        tree, scores, features = _rouge_class(
+            self.words, self.reference, self.prompts, self.horizon
+        )
         stream = [self.seed, self.words, self.reference, self.prompts, 6]
-        hidden = np.random.default_rng(stream).integers(len(possible), size=self.prompts)
-        reward = sharpen(tree, scores[hidden], self)
-        raw = np.zeros((self.prompts, tree.n_leaves, self.prompts, len(possible)))
-        for x in range(self.prompts):
-            raw[x, :, x] = scores.T
-        flat = raw.reshape(self.prompts, tree.n_leaves, -1)
-        return ground_truth(self, tree, reward, orthonormal(tree, flat))
+        hidden = np.random.default_rng(stream).integers(len(scores), size=self.prompts)
+        return ground_truth(self, tree, sharpen(tree, scores[hidden], self), features)
+
+
+@lru_cache(maxsize=8)
+def _rouge_class(
+    words: int, m: int, prompts: int, horizon: int
+) -> tuple[TokenTree, np.ndarray, np.ndarray]:
+    """The tree, the F1 (R, L) with every reference of m words, and the features (P, L, D)."""
+    names = tuple(f"x{i}" for i in range(prompts))
+    tokens = (*LETTERS[:words], EOS)
+    tree = TokenTree(tokens, horizon, names, (1.0 / prompts,) * prompts, eos=EOS)
+    possible = np.array(list(product(range(words), repeat=m)))
+    scores = rouge_l(slot_tokens(tree), possible, words)
+    one = orthonormal(replace(tree, prompts=("x0",), weights=(1.0,)), scores.T[None])[0]
+    blocks = np.zeros((prompts, *one.shape[:1], prompts, one.shape[1]))
+    for x in range(prompts):  # a block is 0 on the other prompts, so its mean square is divided
+        blocks[x, :, x] = one * math.sqrt(prompts)
+    return tree, scores, blocks.reshape(prompts, tree.n_leaves, -1)
 
 
 def rouge_l(table: np.ndarray, references: np.ndarray, eos: int) -> Float[np.ndarray, "R L"]:
