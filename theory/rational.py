@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import networkx as nx
 
@@ -214,6 +214,7 @@ def likelihood(y: Table, pairs: Sequence[Comparison], *, beta: int) -> Fraction:
     return Fraction(math.prod(top), math.prod(bottom))
 
 
+@runtime_checkable
 class _Ordered(Protocol):
     def __lt__(self, other, /) -> bool: ...
 

@@ -10,7 +10,10 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-CORE = ("tree", "soft", "preferences", "classes", "fit", "fit_policy", "projection", "claims")
+CORE = (
+    *("tree", "soft", "preferences", "classes", "fit", "fit_policy", "projection", "claims"),
+    *("rational", "logsum", "instance", "automaton", "operators", "population", "objectives"),
+)
 install_import_hook([f"theory.{name}" for name in CORE], "beartype.beartype")
 
 settings.register_profile("exact", deadline=None, max_examples=25, derandomize=True)
