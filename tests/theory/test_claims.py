@@ -31,7 +31,9 @@ from theory.claims.base import (
 )
 from theory.claims.instances import (
     KINDS,
+    LINEAR_SHAPES,
     one_step_tree,
+    random_beta,
     random_pairs,
     random_tree,
     two_way_pairs,
@@ -283,6 +285,23 @@ def test_a_policy_class_without_the_soft_optima_breaks_the_hypothesis(monkeypatc
     parts = theorem_3_1.trial(generator(11, "theorem-3.1", 0), 0).certificates
     (hypothesis,) = [c for c in parts if c.part == theorem_3_1.HYPOTHESIS]
     assert not hypothesis.holds
+
+
+@pytest.mark.parametrize(("seed", "index"), [(12, 197), (17, 23)])
+def test_policies_beside_the_soft_optima_are_not_near_one_by_chance(seed, index):
+    """At these draws a policy fell within 0.01 nats of a soft-optimal one."""
+    rng = generator(seed, "theorem-3.1", index)
+    tree = random_tree(rng, LINEAR_SHAPES[index % len(LINEAR_SHAPES)])
+    found = theorem_3_1._finite(rng, tree, random_beta(rng))
+    assert all(c.holds for c in found)
+
+
+def test_a_list_with_nothing_beside_the_soft_optima_is_noticed(monkeypatch):
+    monkeypatch.setattr(theorem_3_1, "DRAWS", 3)
+    monkeypatch.setattr(theorem_3_1, "_nearest", lambda *args: 0.001)
+    rng = generator(11, "theorem-3.1", 0)
+    found = theorem_3_1._finite(rng, random_tree(rng, LINEAR_SHAPES[0]), 1.0)
+    assert [c.part for c in found if not c.holds] == ["a list: the classes are not isomorphic"]
 
 
 def claim_with(trial, *violations):

@@ -33,7 +33,13 @@ from theory.classes import (
 from theory.fit import LinearOptima, fit_linear
 from theory.fit_policy import fit_policy
 from theory.preferences import PairData
-from theory.soft import leaf_log_probs, log_optimal, policy_from_leaves, soft_value_iteration
+from theory.soft import (
+    Policy,
+    leaf_log_probs,
+    log_optimal,
+    policy_from_leaves,
+    soft_value_iteration,
+)
 from theory.tree import TokenTree
 
 NAME = "theorem-3.1"
@@ -49,6 +55,7 @@ LEFT_OUT = (
     "Bradley-Terry does not see."
 )
 FEATURES = 3
+DRAWS = 100  # most draws of one policy that must not be a soft-optimal one
 LAST = ("seen", "seen", "unseen", "flat")  # what the last feature does
 HYPOTHESIS = "a list: the hypothesis, every soft-optimal policy is in Pi"
 
@@ -86,18 +93,14 @@ def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Cert
         tables.append(raised)
     rewards = FiniteRewards.of(tree, list(tables))
     optimal = [soft_value_iteration(tree, r, beta=beta).log_policy for r in tables]
-    extra = [random_policy(rng, tree) for _ in range(3)]
+    targets = [log_optimal(tree, r, beta) for r in tables]
+    extra = [_other_policy(rng, tree, targets) for _ in range(3)]
     listed = [*optimal, *extra]
     policies = FinitePolicies(tuple(listed[i] for i in rng.permutation(len(listed))))
     rlhf = policies.log_probs(tree)[online(tree, rewards, policies, data, beta=beta)]
     simple = restricted_class(tree, rewards, policies, beta)
     sim = simple.log_probs(tree)[offline(tree, simple, data, beta=beta)]
-    targets = [log_optimal(tree, r, beta) for r in tables]
-    apart = min(
-        violation(tree, np.asarray(leaf_log_probs(tree, pi))[None], target[None])
-        for pi in extra
-        for target in targets
-    )
+    apart = min(_nearest(tree, pi, targets) for pi in extra)
     optima = np.stack(targets)
     return [
         included(tree, NAME, HYPOTHESIS, optima, policies.log_probs(tree)),
@@ -111,6 +114,24 @@ def _finite(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Cert
             "a list: the classes are not isomorphic",
         ),
     ]
+
+
+def _other_policy(rng: np.random.Generator, tree: TokenTree, targets: list[np.ndarray]) -> Policy:
+    """A policy clear of every target: drawn again, at most DRAWS times, while it is near one.
+
+    The last draw is returned as it is; the certificate that the classes differ then says so.
+    """
+    for _ in range(DRAWS):
+        policy = random_policy(rng, tree)
+        if _nearest(tree, policy, targets) >= MIN_VIOLATION:
+            break
+    return policy
+
+
+def _nearest(tree: TokenTree, policy: Policy, targets: list[np.ndarray]) -> float:
+    """How far a policy is from the nearest of the targets (P, L), nats."""
+    log_p = np.asarray(leaf_log_probs(tree, policy))[None]
+    return min(violation(tree, log_p, target[None]) for target in targets)
 
 
 def _isomorphic(rng: np.random.Generator, tree: TokenTree, beta: float) -> Certificate:
