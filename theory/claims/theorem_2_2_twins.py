@@ -6,6 +6,9 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit, log_expit
 
 from theory.certificate import SLACK
 from theory.claims.base import Broken, violation
@@ -15,11 +18,22 @@ from theory.classes import LogLinearPolicies, TabularPolicies
 from theory.errors import InputError
 from theory.fit import fit_tabular, tied_maximisers
 from theory.fit_policy import fit_policy
-from theory.preferences import bt_gradient
+from theory.preferences import PairData, bt_log_likelihood
 from theory.projection import soft_rl, soft_rl_finite
 from theory.soft import kl, leaf_log_probs, log_optimal, soft_value_iteration
+from theory.tree import TokenTree
 
 MANY = 100_000  # most policies kept, most steps: a file cannot ask for hours
+LIVE = 1e-3  # nats: a start with a smaller slope is on a plateau already
+TIMES = (0.0, 1.0, 5.0, 25.0, 125.0, 500.0)  # how far the two sequences are followed
+NO_MAXIMISER = (
+    "no finite maximiser exists: both sets are empty, and two sequences of policies that drive the "
+    "likelihood to its supremum, one on each road, stay apart by 0.01 nats or more for ever"
+)
+NO_MAXIMISER_SMALLEST = (
+    "Three completions: a pair that is won one way, and one completion whose mass is free. With "
+    "two completions such a sequence can only end at the sure winner."
+)
 
 
 def _other_rewards(replay: Replay) -> float:
@@ -55,20 +69,35 @@ def _smaller_step(replay: Replay) -> float:
 
 
 def _drift(replay: Replay) -> float:
-    """pi(1|x) = sigmoid(theta f_x), f_x = numbers["f x"]; ascent of the soft return from a start.
+    """pi(second|x) = sigmoid(theta f_x), f_x = numbers["f x"]; plain ascent of the soft return.
 
-    The reward is the local reward of the maximum-likelihood policy; the end of the run is taken
-    for the RLHF policy whatever its KL.
+    It starts at numbers.start and takes numbers.steps steps of numbers.step. The reward is the
+    local reward of the maximum-likelihood policy, log odds l_x; the slope of the return over beta
+    is -sum_x rho0(x) f_x (theta f_x - l_x) sigmoid'(theta f_x). NaN unless the start has a slope
+    (above LIVE) and the end has none (SLACK): the end is then taken for the RLHF policy.
     """
     tree, data, beta = replay.tree, replay.data, replay.beta
     _need_one_step(replay, completions=2)
-    features = np.zeros((tree.n_prompts, 1, 2, 1))
-    features[:, 0, 1, 0] = [replay.number(f"f {prompt}") for prompt in tree.prompts]
-    policies = LogLinearPolicies((jnp.asarray(features),), (jnp.ones((1, 2), dtype=bool),))
-    mle = fit_policy(policies, data, np.zeros(1), beta=beta)
-    start = np.asarray([[replay.number("start")]])
-    (run,) = soft_rl(tree, policies, beta * mle.log_p, start, beta=beta)
-    return kl(tree, run.log_p, mle.log_p)
+    f = np.asarray([replay.number(f"f {prompt}") for prompt in tree.prompts])
+    policies = LogLinearPolicies(
+        (jnp.asarray(np.stack([np.zeros_like(f), f], axis=1)[:, None, :, None]),),
+        (jnp.ones((1, 2), dtype=bool),),
+    )
+    mle = fit_policy(policies, data, np.zeros(1), beta=beta).log_p
+
+    def slope(theta: float) -> float:
+        odds = theta * f
+        bend = expit(odds) * expit(-odds)
+        return -float(np.dot(tree.rho0, f * (odds - mle[:, 1] + mle[:, 0]) * bend))
+
+    theta = replay.number("start")
+    if not abs(slope(theta)) > LIVE:
+        return math.nan
+    for _ in range(replay.integer("steps", MANY)):
+        theta += replay.number("step") * slope(theta)
+    if not abs(slope(theta)) <= SLACK:
+        return math.nan
+    return kl(tree, np.stack([log_expit(-theta * f), log_expit(theta * f)], axis=1), mle)
 
 
 def _not_fitted(replay: Replay) -> float:
@@ -103,22 +132,47 @@ def _no_weight(replay: Replay) -> float:
     return violation(tree, log_p[chosen], log_p[mle])
 
 
-def stopped(replay: Replay, log_ref: np.ndarray | None = None) -> float:
-    """Both roads by gradient ascent from 0, stopped after numbers.steps steps of numbers.step.
+def ends_apart(replay: Replay, log_ref: np.ndarray | None = None) -> float:
+    """How far two sequences, one on each road, stay apart while both likelihoods rise to the top.
 
-    One step tree; with log_ref, RLHF with a reference and DPO. Where a maximiser exists they end
-    at it; where none does, anywhere.
+    P_t is proportional to P exp(t rewards[0]), P = policies[0] on the road through rewards and
+    policies[1] on the other, t in TIMES. The violation is the least KL between the two over all t.
+    NaN if a maximiser exists, or if a likelihood does not reach its supremum (SLACK a comparison).
     """
+    replay.need(rewards=1, policies=2)
     tree, data, beta = replay.tree, replay.data, replay.beta
-    _need_one_step(replay)
-    step = replay.number("step")
-    r = np.zeros((tree.n_prompts, tree.n_leaves))
-    logits, held = np.zeros_like(r), np.zeros_like(r) if log_ref is None else log_ref
-    for _ in range(replay.integer("steps", MANY)):
-        r = r + step * bt_gradient(r, data)
-        logits = logits + step * beta * bt_gradient(beta * (logits - held), data)
-    rlhf, offline_end = log_optimal(tree, r, beta, held), log_optimal(tree, logits)
-    return violation(tree, rlhf[None], offline_end[None])
+    held = np.where(tree.leaf_mask, 0.0 if log_ref is None else log_ref, 0.0)
+    if not fit_tabular(tree, data).empty:
+        return math.nan
+    apart, reached = [], []
+    for t in TIMES:
+        first, second = (
+            log_optimal(tree, t * replay.rewards[0], 1.0, p) for p in replay.policies[:2]
+        )
+        r, local = (beta * (np.where(tree.leaf_mask, p, 0.0) - held) for p in (first, second))
+        apart.append(kl(tree, log_optimal(tree, r, beta, log_ref), second))
+        reached = [bt_log_likelihood(table, data) for table in (r, local)]
+    best = _supremum(tree, data)
+    if not all(abs(best - value) <= SLACK * data.total for value in reached):
+        return math.nan
+    return min(apart)
+
+
+def _supremum(tree: TokenTree, data: PairData) -> float:
+    """Of the likelihood, nats: comparisons between strong components can be won for sure."""
+    node = tree.n_leaves * data.prompt
+    edges = coo_array(
+        (np.ones(data.size), (node + data.winner, node + data.loser)),
+        shape=(tree.n_prompts * tree.n_leaves,) * 2,
+    )
+    _, label = connected_components(edges, directed=True, connection="strong")
+    within = label[node + data.winner] == label[node + data.loser]
+    if not within.any():
+        return 0.0
+    columns = (data.prompt, data.winner, data.loser, data.count)
+    rows = zip(*(column[within].tolist() for column in columns), strict=True)
+    value = fit_tabular(tree, PairData.of(tree, list(rows))).log_likelihood
+    return math.nan if value is None else value
 
 
 def _need_one_step(replay: Replay, *, completions: int | None = None) -> None:
@@ -158,8 +212,9 @@ BROKEN = (
     ),
     Broken(
         "drift",
-        "the end of an ascent is taken for the optimum of the RL step: the gradient is 0 to "
-        "rounding, the KL is not",
+        "the end of an ascent is taken for the optimum of the RL step: it starts on a slope, its "
+        "first step leads past the optimum, and where it ends the gradient is 0 to rounding but "
+        "the KL is not",
         "One prompt, two completions, one parameter: with less there is nothing to fit.",
         _drift,
     ),
@@ -178,9 +233,8 @@ BROKEN = (
     ),
     Broken(
         "no-maximiser",
-        "no finite maximiser exists: two ascents stopped after numbers.steps steps are taken for "
-        "the two sets, which are empty",
-        "One comparison of two completions.",
-        stopped,
+        NO_MAXIMISER,
+        NO_MAXIMISER_SMALLEST,
+        ends_apart,
     ),
 )

@@ -17,7 +17,7 @@ from theory.claims.roads import (
     roads_apart,
     unmix,
 )
-from theory.claims.theorem_2_2_twins import stopped
+from theory.claims.theorem_2_2_twins import NO_MAXIMISER, NO_MAXIMISER_SMALLEST, ends_apart
 from theory.classes import TabularPolicies
 from theory.fit import fit_tabular
 from theory.fit_policy import fit_policy
@@ -135,9 +135,8 @@ BROKEN = (
     ),
     Broken(
         "no-maximiser",
-        "no finite maximiser exists: two ascents stopped after numbers.steps steps are taken for "
-        "the two sets, which are empty",
-        "One comparison of two completions.",
-        lambda replay: stopped(replay, replay.log_ref),
+        NO_MAXIMISER,
+        NO_MAXIMISER_SMALLEST,
+        lambda replay: ends_apart(replay, replay.log_ref),
     ),
 )
