@@ -14,7 +14,10 @@ from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
 
+from theory.errors import InputError
+
 DIGITS = 30  # of the first attempt at a sign
+MAX_WORK = 2**28  # numbers times bits of a sum that is shown to be 0: seconds, 10 at most
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class LogSum:
     """sum_k c_k log n_k for whole numbers n_k > 1 and fractions c_k: its order is exact.
 
     The sum is 0 exactly if it is 0 on a base of pairwise coprime numbers, whose logarithms are
-    linearly independent over the fractions. If it is not 0, enough digits show its sign.
+    linearly independent over the fractions. If it is not 0, enough digits show its sign. Raises
+    InputError where the first digits leave the sign open and the base would take too long: more
+    than MAX_WORK, the number of its n_k times their bits together.
     """
 
     terms: dict[int, Fraction]
@@ -82,13 +87,20 @@ class LogSum:
         return total, size * unit * (len(self.terms) + 4)
 
     def _is_zero(self) -> bool:
+        size, bits = len(self.terms), sum(n.bit_length() for n in self.terms)
+        if size * bits > MAX_WORK:
+            raise InputError(
+                f"a sum of logarithms of {size:,} whole numbers with {bits:,} bits together is too "
+                f"long to be told from 0: {size * bits:,} (numbers times bits) is over {MAX_WORK:,}"
+            )
         left = list(self.terms.items())
         for factor in coprime_base(self.terms):
             exponent, rest = Fraction(0), []
             for n, c in left:
                 while n % factor == 0:
                     n, exponent = n // factor, exponent + c
-                rest.append((n, c))
+                if n > 1:
+                    rest.append((n, c))
             if exponent:
                 return False
             left = rest

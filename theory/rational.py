@@ -125,8 +125,13 @@ def path_probabilities(tree: ExactTree, policy: ExactPolicy) -> Table:
 
 
 def normalised(table: Table) -> Table:
-    """Each prompt's row divided by its sum: P*_r of Eq. 11 for y = exp(r / beta)."""
+    """Each prompt's row divided by its sum: P*_r of Eq. 11 for y = exp(r / beta).
+
+    Raises InputError if a row has no mass.
+    """
     totals = [sum(row) for row in table]
+    if not all(totals):
+        raise InputError(f"prompt number {totals.index(0)}: no completion has mass")
     return tuple(
         tuple(value / total for value in row) for row, total in zip(table, totals, strict=True)
     )
@@ -138,7 +143,10 @@ def times(left: Table, right: Table) -> Table:
 
 
 def over(left: Table, right: Table) -> Table:
-    """Quotient, entry by entry; the right side must be positive."""
+    """Quotient, entry by entry. Raises InputError if the right side is 0 somewhere."""
+    for number, row in enumerate(right):
+        if not all(row):
+            raise InputError(f"prompt number {number}: division by a table that is 0 in places")
     return _entrywise(left, right, lambda a, b: a / b)
 
 
@@ -301,16 +309,23 @@ def expected_log(tree: ExactTree, values: Sequence[Fraction]) -> LogSum:
 
 
 def _expected_log(tree: ExactTree, p: Table, top: Table, bottom: Table) -> LogSum:
-    """E_{x ~ rho0} E_P log(top / bottom), over the completions where P has mass."""
+    """E_{x ~ rho0} E_P log(top / bottom), over the completions where P has mass.
+
+    Each row enters as its largest number and the ratios to it. The ratios know nothing of a common
+    factor such as 1 / Z, which is as long as all numbers of the row together.
+    """
     terms = []
     for i, weight in enumerate(tree.weights):
-        for k, words in enumerate(tree.completions):
-            if not p[i][k]:
-                continue
-            if not (top[i][k] and bottom[i][k]):
-                place = f"prompt {tree.tree.prompts[i]!r}, completion {' '.join(words)!r}"
-                raise InputError(f"{place}: P has mass where the other table is 0: infinite")
-            terms.append((weight * p[i][k], top[i][k] / bottom[i][k]))
+        massive = [k for k, mass in enumerate(p[i]) if mass]
+        for table, sign in ((top, weight), (bottom, -weight)):
+            for k in massive:
+                if not table[i][k]:
+                    words = " ".join(tree.completions[k])
+                    place = f"prompt {tree.tree.prompts[i]!r}, completion {words!r}"
+                    raise InputError(f"{place}: P has mass where the other table is 0: infinite")
+            largest = max(table[i][k] for k in massive)
+            terms.append((sign * sum(p[i]), largest))
+            terms += [(sign * p[i][k], table[i][k] / largest) for k in massive]
     return LogSum.of(terms)
 
 

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from theory import logsum
 from theory.claims.rational import instances
+from theory.claims.rational.lemmas import identity_gap
 from theory.classes import FinitePolicies, FiniteRewards
 from theory.errors import InputError
 from theory.fit import fit_finite, fit_tabular
@@ -341,6 +343,43 @@ def test_a_tree_of_500_completions_takes_less_than_a_second():
     assert likelihood(chain, pairs, beta=2) == likelihood(y, pairs, beta=2)
     assert float(kl(tree, chain, normalised(instances.random_table(rng, tree, 1000)))) > 0
     assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(("vocab", "horizon"), [(7, 3), (499, 1)])
+def test_log_z_of_long_fractions_is_one_term_and_the_lemma_is_decided(vocab, horizon):
+    """Z of 500 fractions of six digits has 10,000 bits: it must not enter each of 500 terms."""
+    rng = np.random.default_rng(1)
+    tokens = tuple(f"t{i}" for i in range(vocab))
+    tree = ExactTree(TokenTree(tokens, horizon, ("x",), (1.0,)))
+    y, other = (instances.random_table(rng, tree, 10**6) for _ in range(2))
+    target = normalised(y)
+    for p in (instances.random_distribution(rng, tree), normalised(other), target):
+        gap = identity_gap(tree, p, y, target)
+        assert gap.sign() == 0
+        assert len(gap.terms) <= 6
+        assert identity_gap(tree, p, y, normalised(other)).sign() != 0
+    swapped = tuple((row[1], row[0], *row[2:]) for row in normalised(other))
+    level = tuple((row[0], row[0], *row[2:]) for row in y)
+    pair = [normalised(other), swapped]
+    assert argmax([exact_return(tree, p, level) for p in pair]) == (0, 1)
+    assert nearest(tree, pair, normalised(level)) == (0, 1)
+
+
+def test_a_sum_too_long_to_be_told_from_zero_is_refused_with_its_size(monkeypatch):
+    zero = LogSum.of([(Fraction(1), Fraction(6)), (Fraction(-1), Fraction(2))])
+    zero = zero - LogSum.of([(Fraction(1), Fraction(3))])
+    assert zero.sign() == 0
+    monkeypatch.setattr(logsum, "MAX_WORK", 20)
+    with pytest.raises(InputError, match=r"of 3 whole numbers with 7 bits together .* 21 .* 20"):
+        zero.sign()
+
+
+def test_rows_without_mass_and_division_by_zero_are_refused():
+    row = ((Fraction(0), Fraction(0)),)
+    with pytest.raises(InputError, match="no completion has mass"):
+        normalised(row)
+    with pytest.raises(InputError, match="division by a table that is 0"):
+        over(row, row)
 
 
 def test_larger_trees_are_refused_with_size_and_limit():
