@@ -319,12 +319,16 @@ def log_optimal(
 
 
 def kl(tree: TokenTree, log_p: Float[AnyArray, "P L"], log_q: Float[AnyArray, "P L"]) -> float:
-    """E_{x ~ rho0} KL(P(.|x) || Q(.|x)), nats; inf where P has mass and Q has none."""
+    """E_{x ~ rho0} KL(P(.|x) || Q(.|x)), nats; inf where log P > -inf and log Q = -inf.
+
+    Also where P itself is below the smallest float64. NaN in either on a completion gives NaN.
+    """
     p, q = _masked(tree, log_p), _masked(tree, log_q)
-    held = ~np.isneginf(p)  # NaN is held, so that it shows
+    held = ~np.isneginf(p)
     with np.errstate(invalid="ignore"):
         terms = np.where(held, np.exp(p) * (np.where(held, p, 0.0) - q), 0.0)
-    return _mean(tree, terms)
+    terms = np.where(held & np.isneginf(q), np.inf, terms)
+    return _mean(tree, np.where(np.isnan(p) | np.isnan(q), np.nan, terms))
 
 
 def entropy(tree: TokenTree, log_p: Float[AnyArray, "P L"]) -> float:

@@ -197,12 +197,24 @@ def test_a_reference_without_mass_on_a_prompt_is_refused():
         log_optimal(tree, np.zeros((2, 2)), 1.0, log_ref)
 
 
+def test_kl_is_infinite_also_where_p_underflows():
+    tree = TokenTree(("a", "b"), 2, ("x",), (1.0,))
+    r = np.asarray([[0.0, -10.0, -20.0, -30.0]])
+    soft = soft_value_iteration(tree, r, beta=0.02).log_policy
+    p, q = (leaf_log_probs(tree, policy) for policy in (soft, hard_policy(tree, r)))
+    assert kl(tree, p, q) == math.inf
+    assert kl(tree, q, p) == pytest.approx(0.0, abs=1e-15)
+
+
 def test_nan_is_never_a_distance_of_0():
     tree = TokenTree(("a", "b"), 1, ("x",), (1.0,))
     good, bad = np.log([[0.5, 0.5]]), np.asarray([[np.nan, np.log(0.5)]])
     nowhere = np.full((1, 2), np.nan)
     for p, q in ((bad, good), (good, bad), (nowhere, good), (nowhere, nowhere)):
         assert np.isnan(kl(tree, p, q))
+    nowhere_under_p = np.asarray([[-np.inf, 0.0]])
+    assert np.isnan(kl(tree, nowhere_under_p, bad))
+    assert np.isnan(kl(tree, np.asarray([[np.nan, 0.0]]), nowhere_under_p))
     assert np.isnan(entropy(tree, bad))
     assert np.isnan(entropy(tree, nowhere))
 
