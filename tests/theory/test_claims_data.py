@@ -24,6 +24,7 @@ from theory.claims.instances import (
 )
 from theory.claims.replay import load_replay, twin_file
 from theory.classes import TabularPolicies
+from theory.errors import InputError
 from theory.fit import TabularOptima, fit_tabular
 from theory.fit_policy import fit_policy
 from theory.preferences import PairData
@@ -69,7 +70,7 @@ EVEN = [["x", "a", "b", 2], ["x", "b", "a", 2]]
 MENDED = {
     ("eqs-2-3", "one-after-the-other"): {"preferences": EVEN},
     ("eqs-2-3", "dpo-for-eq-2"): {"preferences": EVEN},
-    ("eqs-2-3", "summed"): {"numbers": {"divisor": 4.0}},
+    ("eqs-2-3", "summed"): {"numbers": {"divisor": 2.0}},
     ("sampler-invariance", "misspecified"): {
         "reward": {"x": {"a": 0.0, "b": math.log(0.4), "c": math.log(0.6)}}
     },
@@ -109,6 +110,47 @@ def test_violations_are_what_the_hand_finds():
     p = np.exp(eqs_2_3.two_completions(0.8)[0])
     apart = 0.8 * np.log(0.8 / p) + 0.2 * np.log(0.2 / (1 - p))
     assert found["eqs-2-3", "one-after-the-other"] == pytest.approx(apart)
+
+
+@pytest.mark.parametrize("rows", [[["x", "a", "b", 1]], [["x", "a", "b", 1], ["x", "b", "a", 1]]])
+def test_less_than_two_wins_of_one_completion_do_not_tell_sum_from_mean(rows, tmp_path):
+    body = json.loads(twin_file("eqs-2-3", "summed").read_text())
+    assert sum(row[3] for row in body["instance"]["preferences"]) == 2
+    body["instance"]["preferences"] = rows
+    path = tmp_path / "twin.json"
+    path.write_text(json.dumps(body))
+    assert abs(run_twin(eqs_2_3.CLAIM.twin("summed"), load_replay(path)).violation) < 1e-10
+
+
+def test_the_optimum_of_the_sum_by_hand():
+    """Two wins of a over b at beta = 1: F falls until log odds of p = wins / (divisor p)."""
+    (found,) = [t for t in run_twins(eqs_2_3.CLAIM) if t.name == "summed"]
+    grid = np.linspace(0.5, 1 - 1e-6, 500_001)
+    summed, mean = (grid[np.argmin(np.abs(np.log(grid / (1 - grid)) - n / grid))] for n in (2, 1))
+    apart = summed * np.log(summed / mean) + (1 - summed) * np.log((1 - summed) / (1 - mean))
+    assert found.violation == pytest.approx(apart, abs=1e-4)
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0])
+def test_a_divisor_that_is_not_positive_is_refused(divisor, tmp_path):
+    body = json.loads(twin_file("eqs-2-3", "summed").read_text())
+    body["numbers"]["divisor"] = divisor
+    path = tmp_path / "twin.json"
+    path.write_text(json.dumps(body))
+    with pytest.raises(InputError, match=r"numbers.divisor must be > 0, got"):
+        run_twin(eqs_2_3.CLAIM.twin("summed"), load_replay(path))
+
+
+@pytest.mark.parametrize(("module", "twin"), TWINS, ids=twin_names)
+def test_a_file_with_no_comparison_is_refused(module, twin, tmp_path):
+    body = json.loads(twin_file(module.NAME, twin).read_text())
+    if "preferences" not in body["instance"]:
+        return  # the labels of these come from a reward
+    body["instance"]["preferences"] = []
+    path = tmp_path / "twin.json"
+    path.write_text(json.dumps(body))
+    with pytest.raises(InputError, match="at least one comparison"):
+        run_twin(module.CLAIM.twin(twin), load_replay(path))
 
 
 def test_a_policy_that_is_no_optimum_is_no_twin():

@@ -26,7 +26,7 @@ from theory.claims.instances import (
 from theory.claims.leafwise import at_most, close
 from theory.claims.replay import Replay
 from theory.classes import TabularPolicies, chain
-from theory.fit import fit_tabular
+from theory.fit import ConvergenceError, fit_tabular
 from theory.preferences import PairData, bt_gradient, bt_log_likelihood
 from theory.soft import kl, leaf_log_probs, log_optimal, policy_from_leaves, soft_value_iteration
 from theory.tree import TokenTree
@@ -334,9 +334,19 @@ def _of(replay: Replay, *, relative: bool = False, divisor: float | None = None)
 
 
 def _apart(joint: Joint) -> float:
-    """KL(the roads' policy || the policy that F asks for), nats."""
+    """KL(the roads' policy || the policy that F asks for), nats; NaN if the descent has no end."""
     roads = joint.roads()
-    return kl(joint.tree, roads, joint.descend(roads))
+    return kl(joint.tree, roads, _end(joint, roads))
+
+
+def _end(joint: Joint, start: np.ndarray) -> np.ndarray:
+    """Where the descent from `start` comes to rest. Raises ConvergenceError if it does not."""
+    log_p = joint.descend(start)
+    prior, data = joint.sides(log_p)
+    left = float(np.abs(prior - data).max())
+    if not left <= SLACK:
+        raise ConvergenceError(f"descent on F leaves a gradient of {left:.1e}")
+    return log_p
 
 
 def _one_after_the_other(replay: Replay) -> float:
@@ -350,9 +360,9 @@ def _dpo_for_eq_2(replay: Replay) -> float:
 def _summed(replay: Replay) -> float:
     """KL between the optima of F with the data term divided by numbers.divisor, and by N."""
     joint = _of(replay)
-    other = _of(replay, divisor=replay.number("divisor"))
-    start = joint.roads()
-    return kl(joint.tree, other.descend(start), joint.descend(start))
+    other = _of(replay, divisor=replay.positive("divisor"))
+    start = flat_log_p(joint.tree)  # no road: with every label alike they have no optimum, F has
+    return kl(joint.tree, _end(other, start), _end(joint, start))
 
 
 BROKEN = (
@@ -371,8 +381,8 @@ BROKEN = (
     Broken(
         "summed",
         "the data term is a sum over comparisons (numbers.divisor = 1), not their mean",
-        "Four comparisons of two completions, three to one: with two to one the optima are 0.004 "
-        "nats apart.",
+        "Two comparisons of two completions, won by the same one: of one, sum and mean are the "
+        "same; won once each, both optima are the reference.",
         _summed,
     ),
 )

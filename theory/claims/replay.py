@@ -53,6 +53,15 @@ class Replay:
             )
         return int(value)
 
+    def positive(self, name: str) -> float:
+        """One of `numbers` that is above 0. Raises InputError if not."""
+        value = self.number(name)
+        if not value > 0:
+            raise InputError(
+                f"twin {self.twin!r} of {self.claim}: numbers.{name} must be > 0, got {value!r}"
+            )
+        return value
+
     @property
     def tree(self) -> TokenTree:
         """The tree of the instance."""
@@ -60,9 +69,11 @@ class Replay:
 
     @property
     def data(self) -> PairData:
-        """The preferences. Raises InputError if the file has none; so do the next two."""
+        """The preferences. Raises InputError if the file has none, not one; so do the next two."""
         if self.instance.data is None:
             raise self._missing("instance.preferences")
+        if not self.instance.data.size:
+            raise self._missing("at least one comparison in instance.preferences")
         return self.instance.data
 
     @property
