@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -32,6 +33,7 @@ from theory.rational import (
     comparisons,
     likelihood,
     normalised,
+    over,
     path_probabilities,
     soft_policy,
 )
@@ -227,6 +229,11 @@ def test_twin_names_and_files_match():
         ("theorem-2.2", "exact-reward-missing", math.log(1.25)),
         ("theorem-2.3", "exact-uncovered", math.log(1.5)),
         ("theorem-2.3", "exact-printed", math.log(2)),
+        (
+            "theorem-2.3",
+            "exact-outside",  # odds 20 by DPO, 5 by RLHF
+            5 / 6 * math.log(5 / 6 * 21 / 20) + 1 / 6 * math.log(21 / 6),
+        ),
         ("lemma-2.1", "exact-entropy-dropped", math.log(2)),
         ("lemma-b.1", "exact-joint", math.log(2)),
     ],
@@ -235,6 +242,27 @@ def test_violations_worked_out_by_hand(claim, twin, nats):
     found = next(c for c in CLAIMS if c.name == claim)
     violation = run_twin(found.twin(twin), load_replay(twin_file(claim, twin))).violation
     assert violation == pytest.approx(nats, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("twin", "image", "kept"), [("exact-outside", False, True), ("exact-back-outside", True, False)]
+)
+def test_a_half_of_the_condition_of_theorem_2_3_is_broken_alone(twin, image, kept, tmp_path):
+    file = exact(load_replay(twin_file("theorem-2.3", twin)))
+    policies = [soft_policy(file.tree, table) for table in file.policies]
+    reference = soft_policy(file.tree, file.given_reference)
+    (mle,) = roads.offline(file.tree, policies, file.pairs, beta=file.beta)
+    (dpo,) = roads.offline(file.tree, policies, file.pairs, beta=file.beta, reference=reference)
+    into = theorem_2_3.mixture(file.policies[mle], file.given_reference)
+    back = normalised(over(file.policies[dpo], file.given_reference))
+    assert (into in file.policies, back in file.policies) == (image, kept)
+    changed = body("theorem-2.3", twin)  # both halves broken: the twin decides nothing
+    changed["instance"]["reference"]["x"] = {"a": 1 / 7, "b": 6 / 7}
+    violation = theorem_2_3.CLAIM.twin(twin).violation
+    assert math.isnan(violation(replayed_from(tmp_path, changed)))
+    changed = body("theorem-2.3", twin)  # R is not R(Pi): another assumption
+    changed["policies"].append({"x": {"a": 0.5, "b": 0.5}})
+    assert math.isnan(violation(replayed_from(tmp_path, changed)))
 
 
 def body(claim="theorem-2.2", twin="exact-reward-missing"):
@@ -285,6 +313,86 @@ def test_bad_files_are_refused_with_the_place(tmp_path, change, words):
     replay = replayed_from(tmp_path, changed)
     with pytest.raises(InputError, match=words):
         theorem_2_2.CLAIM.twin("exact-reward-missing").violation(replay)
+
+
+@pytest.mark.parametrize(
+    ("claim", "twin"),
+    [("eq-11", "exact-no-backup"), ("eq-11", "exact-beta-ignored"), ("lemma-b.1", "exact-joint")],
+)
+@pytest.mark.parametrize("listed", [1, 2])
+def test_a_reward_with_a_point_mass_is_refused_with_its_place(claim, twin, listed, tmp_path):
+    changed = body(claim, twin)
+    for policy in changed["policies"]:
+        first, *rest = policy["x"]
+        policy["x"] = {first: 1.0, **dict.fromkeys(rest, 0.0)}
+    changed["numbers"]["policies"] = listed
+    violation = next(c for c in CLAIMS if c.name == claim).twin(twin).violation
+    with pytest.raises(InputError, match=r"exp\(r / beta\) must be > 0, got 0 at prompt 'x'"):
+        violation(replayed_from(tmp_path, changed))
+
+
+def test_the_printed_equation_needs_positive_probabilities(tmp_path):
+    changed = body("theorem-2.3", "exact-printed")
+    del changed["instance"]["preferences"]
+    changed["policies"][0]["x"] = {"a": 0.0, "b": 1.0}
+    violation = theorem_2_3.CLAIM.twin("exact-printed").violation
+    with pytest.raises(InputError, match="a probability must be > 0, got 0 at prompt 'x'"):
+        violation(replayed_from(tmp_path, changed))
+
+
+@pytest.mark.parametrize(
+    ("claim", "twin"),
+    [
+        ("eq-11", "exact-beta-ignored"),
+        ("lemma-2.1", "exact-beta-ignored"),
+        ("theorem-2.3", "exact-printed"),
+        ("theorem-2.2", "exact-unscaled"),
+    ],
+)
+@pytest.mark.parametrize("beta", [1e6, 1e8, 1e300])
+def test_powers_too_long_are_refused_with_their_size(claim, twin, beta, tmp_path):
+    violation = next(c for c in CLAIMS if c.name == claim).twin(twin).violation
+    with pytest.raises(InputError, match=r"powers at beta 1e\+\d+ .* bits; the limit is 262,144"):
+        violation(replayed_from(tmp_path, {**body(claim, twin), "beta": beta}))
+
+
+def test_counts_too_large_are_refused_with_the_size(tmp_path):
+    changed = body("theorem-2.3", "exact-printed")
+    changed["instance"]["preferences"][0][3] = 10**9
+    violation = theorem_2_3.CLAIM.twin("exact-printed").violation
+    with pytest.raises(InputError, match=r"take up to 2e\+10 bits; the limit is 262,144"):
+        violation(replayed_from(tmp_path, changed))
+
+
+NUMBERS = [(claim, broken.name) for claim in CLAIMS for broken in claim.broken]
+
+
+def places(value, at=()):
+    """The path of every number of a file."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [path for key, inner in items for path in places(inner, (*at, key))]
+    return [at] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize(("claim", "twin"), NUMBERS, ids=lambda x: x if isinstance(x, str) else "")
+def test_any_number_of_a_file_changed_gives_a_number_or_an_input_error(claim, twin, tmp_path):
+    whole = body(claim.name, twin)
+    for path in places(whole):
+        for change in (None, 0, -1, 2, 1e6, 10**9, 1e300, 1e-300):
+            changed = copy.deepcopy(whole)
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            if change is None:
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = change
+            try:
+                found = claim.twin(twin).violation(replayed_from(tmp_path, changed))
+            except InputError:
+                continue
+            assert found >= 0 or math.isnan(found)
 
 
 def test_a_reference_that_is_missing_is_named(tmp_path):

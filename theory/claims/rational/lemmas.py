@@ -97,7 +97,7 @@ def _eq_11_trial(rng: np.random.Generator, index: int) -> Trial:
 # --- broken twins --------------------------------------------------------------------------------
 
 
-def _squared(table: Table, beta: int) -> Table:
+def _powers(table: Table, beta: int) -> Table:
     """exp(r) of y = exp(r / beta)."""
     return tuple(tuple(value**beta for value in row) for row in table)
 
@@ -105,7 +105,7 @@ def _squared(table: Table, beta: int) -> Table:
 def _entropy_dropped(replay: Replay) -> float:
     """|E[r] / beta - (E log Z - KL)|: the entropy, as P's own logarithms."""
     file = exact(replay)
-    p, y = file.policies[0], file.rewards[0]
+    p, y = file.policies[0], file.finite_rewards[0]
     gap = identity_gap(file.tree, p, y, normalised(y))
     entropy = soft_return(file.tree, p, _ones(y))
     return abs(float(gap - entropy))
@@ -118,22 +118,22 @@ def _ones(table: Table) -> Table:
 def _beta_ignored(replay: Replay) -> float:
     """The identity where P*_r is formed with beta = 1 and the rest with the file's beta."""
     file = exact(replay)
-    y = file.rewards[0]
-    target = normalised(_squared(y, file.beta))
+    y = file.finite_rewards[0]
+    target = normalised(_powers(y, file.beta))
     return abs(float(identity_gap(file.tree, file.policies[0], y, target)))
 
 
 def _other_reward(replay: Replay) -> float:
     """The identity of one reward with P*_r of another."""
     file = exact(replay)
-    y, other = file.rewards[0], file.rewards[-1]
+    y, other = file.finite_rewards[0], file.finite_rewards[-1]
     return abs(float(identity_gap(file.tree, file.policies[0], y, normalised(other))))
 
 
 def _joint(replay: Replay) -> float:
     """The identity of Lemma B.1 with Eq. 12's mixture, normalised over all prompts together."""
     file = exact(replay)
-    score = times(file.rewards[0], file.given_reference)
+    score = times(file.finite_rewards[0], file.given_reference)
     total = sum(sum(row) for row in score)
     joint = tuple(tuple(value / total for value in row) for row in score)
     return abs(float(identity_gap(file.tree, file.policies[0], score, joint)))
@@ -142,7 +142,7 @@ def _joint(replay: Replay) -> float:
 def _no_reference(replay: Replay) -> float:
     """The identity of Lemma B.1 with P*_r in the place of the mixture."""
     file = exact(replay)
-    score = times(file.rewards[0], file.given_reference)
+    score = times(file.finite_rewards[0], file.given_reference)
     target = normalised(file.rewards[0])
     return abs(float(identity_gap(file.tree, file.policies[0], score, target)))
 
@@ -150,14 +150,14 @@ def _no_reference(replay: Replay) -> float:
 def _chain_of_other_beta(replay: Replay) -> float:
     """KL between the chain at the file's beta and exp(r) / Z at beta = 1."""
     file = exact(replay)
-    y = file.rewards[0]
-    return distance(file.tree, [optimum(file.tree, y)], [normalised(_squared(y, file.beta))])
+    y = file.finite_rewards[0]
+    return distance(file.tree, [optimum(file.tree, y)], [normalised(_powers(y, file.beta))])
 
 
 def _no_backup(replay: Replay) -> float:
     """KL from the chain whose tokens are weighed by the mean of y below them, not by the sum."""
     file = exact(replay)
-    y, chain = file.rewards[0], []
+    y, chain = file.finite_rewards[0], []
     counts = partition(file.tree, _ones(y))
     for z, number in zip(partition(file.tree, y), counts, strict=True):
         policy: dict = {}

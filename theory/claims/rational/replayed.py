@@ -13,6 +13,7 @@ from theory.claims.rational.roads import distance, offline, online
 from theory.claims.replay import Replay
 from theory.errors import InputError
 from theory.rational import (
+    MAX_BITS,
     Comparison,
     ExactTree,
     Table,
@@ -47,12 +48,29 @@ class Exact:
             raise InputError("this twin needs instance.reference")
         return self.reference
 
+    @property
+    def finite_rewards(self) -> tuple[Table, ...]:
+        """R. Raises InputError if exp(r / beta) is 0 somewhere, which is no finite reward."""
+        check_positive(self.tree, self.rewards, "a reward's exp(r / beta)")
+        return self.rewards
+
+
+def check_positive(tree: ExactTree, tables: Sequence[Table], what: str) -> None:
+    """Raises InputError naming prompt and completion where a table is 0."""
+    for table in tables:
+        for prompt, row in zip(tree.tree.prompts, table, strict=True):
+            for words, value in zip(tree.completions, row, strict=True):
+                if not value:
+                    place = f"prompt {prompt!r}, completion {' '.join(words)!r}"
+                    raise InputError(f"{what} must be > 0, got 0 at {place}")
+
 
 def exact(replay: Replay) -> Exact:
     """Reads a file's numbers as fractions with denominators up to LARGEST.
 
     Raises InputError naming the twin and the place of a number that is no such fraction, a row that
-    does not sum to 1 exactly, a count that is not whole, or 0 at a compared completion.
+    does not sum to 1 exactly, a count that is not whole, 0 at a compared completion, or numbers
+    whose powers would be longer than MAX_BITS.
     """
     tree, place = ExactTree(replay.instance.tree), f"twin {replay.twin!r} of {replay.claim}"
     pairs = _pairs(tree, replay)
@@ -66,6 +84,7 @@ def exact(replay: Replay) -> Exact:
             f"policies of the file, got {count!r}"
         )
     pi, rewards = tuple(tables[: int(count)]), tuple(tables[int(count) :])
+    check_positive(tree, rewards, f"{place}: a reward's exp(r / beta)")
     log_ref = replay.instance.log_ref
     reference = None if log_ref is None else fractions(tree, log_ref, f"{place}: reference")
     for table in tables if reference is None else (*tables, reference):
@@ -75,7 +94,33 @@ def exact(replay: Replay) -> Exact:
                     words = " ".join(tree.completions[side])
                     raise InputError(f"{place}: {words!r} is compared, and its probability is 0")
     beta = check_whole_beta(replay.beta)
+    size = replay.beta * max(_length(table, reference, pairs) for table in tables)
+    if size > MAX_BITS:
+        raise InputError(
+            f"{place}: its powers at beta {replay.beta:g} with the counts of its preferences take "
+            f"up to {size:.3g} bits; the limit is {MAX_BITS:,}"
+        )
     return Exact(tree, pairs, beta, pi, rewards or pi, reference)
+
+
+def _length(table: Table, reference: Table | None, pairs: Sequence[Comparison]) -> float:
+    """Bits of a table's likelihood, and of the sum of its rows, at beta = 1; at beta, beta times.
+
+    A float, as counts may be of any size.
+    """
+    bits = [[_bits(value) for value in row] for row in table]
+    given = bits if reference is None else [[_bits(value) for value in row] for row in reference]
+    total = float(sum(map(sum, bits)))
+    for pair in pairs:
+        sides = (pair.winner, pair.loser)
+        total += float(pair.count) * sum(
+            bits[pair.prompt][side] + given[pair.prompt][side] for side in sides
+        )
+    return total
+
+
+def _bits(value: Fraction) -> int:
+    return value.numerator.bit_length() + value.denominator.bit_length()
 
 
 def _pairs(tree: ExactTree, replay: Replay) -> tuple[Comparison, ...]:

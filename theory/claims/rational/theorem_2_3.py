@@ -20,7 +20,7 @@ from theory.claims.rational.instances import (
     realised_comparisons,
     whole_table,
 )
-from theory.claims.rational.replayed import exact, miss
+from theory.claims.rational.replayed import check_positive, exact, miss
 from theory.claims.rational.roads import (
     counted,
     offline,
@@ -166,6 +166,7 @@ def _equation_14(mle: list[Table], dpo: list[Table], ref: Table) -> list[Certifi
 def _printed(replay: Replay) -> float:
     """The least |log P_dpo - log P_mle - log P_ref| over the optima and completions, nats."""
     file = exact(replay)
+    check_positive(file.tree, (*file.policies, file.given_reference), "a probability")
     policies = [soft_policy(file.tree, table) for table in file.policies]
     reference = soft_policy(file.tree, file.given_reference)
     mle = offline(file.tree, policies, file.pairs, beta=file.beta)
@@ -180,18 +181,39 @@ def _printed(replay: Replay) -> float:
     return min(gaps)
 
 
+def _outside(replay: Replay, *, image: bool) -> float:
+    """Both roads over one list. NaN unless R = R(Pi) and the other half of the condition holds.
+
+    image: T(pi_mle) is the half that may lie outside Pi; otherwise T^-1(pi_dpo).
+    """
+    file = exact(replay)
+    ref = file.given_reference
+    if file.rewards != file.policies:
+        return math.nan
+    policies = [soft_policy(file.tree, table) for table in file.policies]
+    reference = soft_policy(file.tree, ref) if image else None
+    chosen = offline(file.tree, policies, file.pairs, beta=file.beta, reference=reference)
+    for i in chosen:
+        table = file.policies[i]
+        other = normalised(over(table, ref)) if image else mixture(table, ref)
+        if other not in file.policies:
+            return math.nan
+    return miss(file)
+
+
 BROKEN = (
     Broken(
         "exact-outside",
-        "T(pi_mle) lies outside Pi",
-        "two completions and two policies are the least with a choice",
-        lambda replay: miss(exact(replay)),
+        "T(pi_mle) lies outside Pi (T^-1(pi_dpo) is in it)",
+        "Three policies. Of two, T^-1(pi_dpo) and pi_dpo, if pi_mle is the first T(pi_mle) is in "
+        "Pi; if the second, soft RL aims past it along a line and still takes it.",
+        lambda replay: _outside(replay, image=True),
     ),
     Broken(
         "exact-back-outside",
-        "T^-1(pi_dpo) lies outside Pi, while T(pi_mle) is in it",
+        "T^-1(pi_dpo) lies outside Pi (T(pi_mle) is in it)",
         "two completions and two policies are the least with a choice",
-        lambda replay: miss(exact(replay)),
+        lambda replay: _outside(replay, image=False),
     ),
     Broken(
         "exact-printed",
