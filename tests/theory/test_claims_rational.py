@@ -185,6 +185,33 @@ def test_a_reward_off_by_one_part_in_10_to_the_30_is_noticed(monkeypatch):
         assert noticed(claim)
 
 
+def failing(claim, trials=8):
+    """The parts of the certificates that fail in the first trials."""
+    certificates = itertools.chain.from_iterable(
+        claim.trial(generator(3, claim.name, i), i).certificates for i in range(trials)
+    )
+    return {c.part for c in certificates if not c.holds}
+
+
+def test_a_local_reward_that_is_not_the_reward_is_noticed_by_its_likelihood(monkeypatch):
+    part = "r_pi of pi in Pi(R_sim) has the likelihood of its reward"
+    assert not failing(theorem_3_1.CLAIM)
+    right = roads.policy_likelihood
+    monkeypatch.setattr(
+        theorem_3_1,
+        "policy_likelihood",
+        lambda tree, policy, pairs, *, beta: right(tree, policy, pairs, beta=1),
+    )
+    assert failing(theorem_3_1.CLAIM) == {part}
+
+
+def test_equation_14_holds_for_the_image_of_the_mle_alone():
+    tree = ExactTree(TokenTree(("a", "b"), 1, ("x",), (1.0,)))
+    half, ref = (tree.table([[p, 1 - p]]) for p in (Fraction(1, 2), Fraction(3, 5)))
+    assert theorem_2_3._equation_14([half], [ref], ref).holds
+    assert theorem_2_3._equation_14([half], [ref, half], ref).lhs == 1
+
+
 @pytest.mark.parametrize("name", ["lemma-2.1", "lemma-b.1"])
 def test_a_target_off_by_one_part_in_10_to_the_30_is_noticed(name, monkeypatch):
     def off(table):
@@ -379,7 +406,7 @@ def places(value, at=()):
 def test_any_number_of_a_file_changed_gives_a_number_or_an_input_error(claim, twin, tmp_path):
     whole = body(claim.name, twin)
     for path in places(whole):
-        for change in (None, 0, -1, 2, 1e6, 10**9, 1e300, 1e-300):
+        for change in (None, 0, -1, 10**9, 1e300):
             changed = copy.deepcopy(whole)
             inner = changed
             for key in path[:-1]:

@@ -178,7 +178,9 @@ LEMMA_2_1 = Claim(
     "Lemma 2.1 in exact fractions: E_pi[r] / beta + H(pi) = E_x[log Z_r(x)] - KL(P_pi || P*_r) for "
     "every policy. Both sides are sums of logarithms of fractions; their difference is shown to "
     "be exactly 0, so the same policies of a list are chosen, planted ties included.",
-    "The paper sets beta = 1; here y = exp(r / beta) is a fraction, for any whole beta.",
+    "The paper sets beta = 1. Here y = exp(r / beta) is drawn, the reward in units of beta, and "
+    "the identity is divided by beta: no beta is left in it. Bradley-Terry's odds are y to the "
+    "power beta; there the exact theorems draw one.",
     lambda rng, index: _lemma_trial("lemma-2.1", rng, index),
     (
         Broken(
@@ -207,7 +209,7 @@ LEMMA_B_1 = Claim(
     "Lemma B.1, proof in App. B.1.1",
     "Lemma B.1 in exact fractions: E_pi[r] / beta - KL(P_pi || P_ref) = E_x[log Z_{r,ref}(x)] - "
     "KL(P_pi || P*_r . P_ref) for every policy, the mixture normalised for each prompt; the "
-    "difference of the two sides is exactly 0.",
+    "difference of the two sides is exactly 0. y = exp(r / beta) is drawn, as in Lemma 2.1.",
     "Eq. 12 normalises the mixture over all prompts together; the identity then fails with several "
     "prompts, though the nearest policy stays the same.",
     lambda rng, index: _lemma_trial("lemma-b.1", rng, index),
@@ -232,7 +234,8 @@ EQ_11 = Claim(
     "Eq. 11 (Ziebart 2010)",
     "Eq. 11 in exact fractions: the chain of soft-optimal tokens gives each completion "
     "exp(r / beta) / Z_r(x), with residual 0, and a shift a prompt changes no token.",
-    "The paper sets beta = 1; the sum runs over completions, so EOS and forbidden tokens matter.",
+    "The paper sets beta = 1. Here y = exp(r / beta) is drawn, and no beta is left in the "
+    "equation. The sum runs over completions, so EOS and forbidden tokens matter.",
     _eq_11_trial,
     (
         Broken(

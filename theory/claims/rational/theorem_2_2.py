@@ -44,10 +44,10 @@ NAME = "theorem-2.2"
 STATEMENT = (
     "Theorem 2.2 in exact fractions: for a finite list Pi and R = R(Pi) up to one shift a prompt, "
     "RLHF and maximum likelihood give the same SET of policies, compared fraction by fraction with "
-    "residual 0. Half of each list are planted: exact ties on the data that differ elsewhere "
-    "(equal policies where the data leave nothing free), and one that differs in the 20th digit "
-    "alone. beta is a whole number, y = exp(r / beta) a fraction. A finite list always has a "
-    "maximiser, on separable and disconnected data too, so no trial is vacuous."
+    "residual 0. Beside each drawn policy a list holds an exact tie on the data that differs "
+    "elsewhere (an equal policy where the data leave nothing free), and beside the likeliest one "
+    "that differs from it in the 20th digit. beta is a whole number, y = exp(r / beta) a "
+    "fraction. A finite list always has a maximiser, on separable and disconnected data too, so no trial is vacuous."
 )
 LEFT_OUT = (
     "The sets are compared on lists: over all policies a maximiser need not exist, and it is a "
