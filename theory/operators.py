@@ -21,6 +21,8 @@ from theory.soft import Policy, check_levels
 from theory.tree import TokenTree
 
 TIE = 1e-9  # scores nearer than this are a tie in `step`, reward units
+SMALLEST = float(np.finfo(np.float64).tiny)  # below it floats lose digits, and quotients overflow
+MOST_DRAWS = 10**300  # of best and worst: k enters as a float64
 TINY = -38.0  # below this log, exp(x) and -log(1 - exp(x)) are the same number
 
 
@@ -35,12 +37,26 @@ class PairDistribution:
 def temper(tree: TokenTree, log_policy: Policy, tau: float) -> Policy:
     """Sampling at temperature tau, token by token: pi_tau(a|s) proportional to pi(a|s)^(1/tau).
 
-    Not P^(1/tau) over completions. tau > 0. A state of probability 0 stays -inf everywhere.
+    Not P^(1/tau) over completions. tau at least 2.3e-308, the smallest normal float64. A state of
+    probability 0 stays -inf everywhere. Raises InputError for a bad tau or policy, and where a
+    tempered log-probability leaves float64.
     """
     if not (math.isfinite(tau) and tau > 0):
         raise InputError(f"temperature must be > 0, got {tau!r}")
+    if tau < SMALLEST:
+        raise InputError(f"temperature {tau!r} is below the smallest normal float64, {SMALLEST!r}")
     check_levels(tree, log_policy)
-    return [temper_level(level, tau) for level in log_policy]
+    tempered = [temper_level(level, tau) for level in log_policy]
+    for h, (before, after) in enumerate(zip(log_policy, tempered, strict=True)):
+        lost = np.isfinite(before) & ~np.isfinite(after)
+        if lost.any():
+            x, s, a = (int(i) for i in np.argwhere(lost)[0])
+            raise InputError(
+                f"temperature {tau!r} takes log-probability {float(before[x, s, a])!r} out of "
+                f"float64: token {tree.tokens[a]!r} at prompt {tree.prompts[x]!r}, level {h}, "
+                f"state {s}"
+            )
+    return tempered
 
 
 def temper_level(log_policy: jax.Array, tau: float | jax.Array) -> jax.Array:
@@ -89,10 +105,12 @@ def best_worst_of_k(
 
     For tie groups i > j with mass M on [j..i]: M[j,i]^k - M(j,i]^k - M[j,i)^k + M(j,i)^k; the mass
     of i = j, M_i^k, makes no pair and is returned apart. Every cell is accurate relative to its own
-    size, for any k >= 2 (see `_group_pairs`). Errors as in `best_of_n`, and a tree whose (P, L, L)
-    table would pass its max_bytes.
+    size, for any k from 2 to 10^300 (see `_group_pairs`); groups of mass below 2.3e-308 get 0.
+    Errors as in `best_of_n`, and a tree whose (P, L, L) table would pass its max_bytes.
     """
     _check_count("best and worst of k", "k", k, 2)
+    if k > MOST_DRAWS:
+        raise InputError(f"best and worst of k needs k <= 10^300, got one of {len(str(k))} digits")
     size = 8 * tree.n_prompts * tree.n_leaves**2
     if size > tree.max_bytes:
         raise InputError(
@@ -122,6 +140,7 @@ def _log_best(log_mass: np.ndarray, n: int) -> np.ndarray:
     log_n = math.log(n)
     upto = np.logaddexp.accumulate(log_mass)
     above = np.append(np.logaddexp.accumulate(log_mass[::-1])[::-1][1:], -np.inf)
+    above = np.minimum(above, 0.0)  # rounding may leave a mass above 1
     with np.errstate(divide="ignore", over="ignore"):
         log_f = np.where(above < -math.log(2.0), _log1mexp(above), np.minimum(upto, 0.0))
         share = np.minimum(log_mass - log_f, 0.0)
@@ -142,7 +161,7 @@ def _group_pairs(mass: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     difference loses no more than two bits. Inner masses are sums, never differences of a cdf.
     """
     table = np.zeros((len(mass), len(mass)))
-    held = np.flatnonzero(mass > 0)
+    held = np.flatnonzero(mass >= SMALLEST)
     m, size = mass[held], len(held)
     whole = np.cumsum(np.triu(np.broadcast_to(m, (size, size))), axis=1)  # [j, i]: mass of j..i
     between = np.zeros_like(whole)

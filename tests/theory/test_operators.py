@@ -147,6 +147,49 @@ def test_best_of_n_sees_only_the_order_and_composes(seed: int, n: int):
     )
 
 
+WIDE_LOGS = st.lists(st.floats(-800.0, 0.0), min_size=2, max_size=8)
+
+
+def spread(logs: list[float]) -> np.ndarray:
+    """log-probabilities of the eight completions of WIDE, normalised; -inf where none is given."""
+    row = np.full(8, -np.inf)
+    row[: len(logs)] = logs
+    top = row.max()
+    return (row - top - np.log(np.exp(row - top).sum()))[None]
+
+
+@pytest.mark.parametrize("k", [2, 25, 10**6, 10**300])
+@pytest.mark.parametrize("logs", [[-720.0, 0.0, -1.0], [0.0, -720.0, -744.0, -745.0], [-744.0, 0]])
+def test_masses_at_the_end_of_float64_make_no_nan(logs: list[float], k: int):
+    for row in (logs, logs[::-1]):
+        pairs = best_worst_of_k(WIDE, spread(row), ORDER, k)
+        assert (pairs.joint >= 0.0).all()
+        assert pairs.joint.sum() + pairs.no_pair[0] == pytest.approx(1.0, abs=1e-12)
+
+
+@settings(max_examples=150)
+@given(WIDE_LOGS, st.integers(2, 10**5), st.permutations(range(8)))
+def test_wide_masses_give_distributions_without_a_warning(logs: list[float], k: int, order):
+    log_p = spread(logs)[:, list(order)]
+    pairs = best_worst_of_k(WIDE, log_p, ORDER, k)
+    assert (pairs.joint >= 0.0).all()
+    assert pairs.joint.sum() + pairs.no_pair[0] == pytest.approx(1.0, abs=1e-11)
+    best = best_of_n(WIDE, log_p, ORDER, k)
+    assert np.exp(best).sum() == pytest.approx(1.0, abs=1e-11)
+    made = pairs.joint.sum(axis=2)[0]  # a pair's best is the best of k, which may also be a tie's
+    assert (made <= np.exp(best[0]) * (1.0 + 1e-9) + 1e-300).all()
+
+
+def test_rounding_of_the_mass_above_gives_no_warning():
+    """The masses above a group may sum to more than 1 by rounding."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        log_p = spread(list(generator.normal(0.0, 3.0, size=8)))
+        u = generator.integers(0, 8, size=(1, 8)).astype(float)
+        total = np.exp(best_of_n(WIDE, log_p, u, 7)).sum()
+        assert total == pytest.approx(1.0, abs=1e-12)
+
+
 # --- against Monte Carlo: five standard errors a cell --------------------------------------------
 
 
@@ -262,6 +305,13 @@ def test_bad_arguments_are_named():
     log_p, u = random_case(PLAIN, 1)
     with pytest.raises(InputError, match=r"-0\.1"):
         temper(PLAIN, policy_from_leaves(PLAIN, log_p), -0.1)
+    with pytest.raises(InputError, match="temperature 1e-310 is below"):
+        temper(PLAIN, policy_from_leaves(PLAIN, log_p), 1e-310)
+    far = policy_from_leaves(PLAIN, np.log([[0.001, 0.001, 0.499, 0.499], [0.25] * 4]))
+    with pytest.raises(InputError, match=r"temperature 3e-308 .* 'a' at prompt 'x', level 0"):
+        temper(PLAIN, far, 3e-308)
+    with pytest.raises(InputError, match="one of 401 digits"):
+        best_worst_of_k(PLAIN, log_p, u, 10**400)
     with pytest.raises(InputError, match="got 0"):
         best_of_n(PLAIN, log_p, u, 0)
     with pytest.raises(InputError, match="got 1"):
