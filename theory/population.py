@@ -10,6 +10,7 @@ therefore be stated: a number of gradient steps, or a ridge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,7 +126,9 @@ def online_dpo_step(
 
     A prompt whose K draws tie makes no pair and adds nothing to the loss (the loss is an
     expectation over all prompts, not over the pairs that were made); `no_pair` counts them.
-    With a ridge: raises ConvergenceError if the gradient left is not 0 to rounding.
+    Raises InputError if the gradient is not finite before any step (tau or beta is too extreme for
+    float64); ConvergenceError if steps lead to logits that are not finite, and, with a ridge, if
+    the gradient left is not 0 to rounding.
     """
     policies, theta = TabularPolicies.of(tree), _logits(tree, log_policy)
     tempered = leaf_log_probs(tree, temper(tree, log_policy, setting.tau))
@@ -140,13 +143,21 @@ def online_dpo_step(
         jnp.asarray(theta),
         jnp.float64(strength),
     )
+    if not math.isfinite(_slope_norm(theta, arguments)):
+        raise InputError(
+            f"tau {setting.tau!r} and beta {setting.beta!r}: the gradient at the generating policy "
+            f"leaves float64"
+        )
     if isinstance(setting.update, Ridge):
         theta = _to_the_ridge(theta, arguments, setting)
     else:
         theta = np.asarray(_descend(theta, arguments, setting.update.steps, setting.update.rate))
-    if not np.isfinite(theta).all():
-        raise ConvergenceError("the logits are no longer finite: the rate is too large")
-    slope = float(jnp.linalg.norm(_slope(jnp.asarray(theta), arguments)))
+    slope = _slope_norm(theta, arguments)
+    if not (np.isfinite(theta).all() and math.isfinite(slope)):
+        raise ConvergenceError(
+            f"the gradient was finite at the generating policy, and the logits or their gradient "
+            f"are no longer finite after {setting.update}: the steps are too large"
+        )
     after = list(policies.log_policy(jnp.asarray(theta)))
     log_p = np.asarray(leaf_log_probs(tree, after))
     return Iteration(
@@ -205,6 +216,10 @@ def _pair_gain(ratio, mass, beta):
 @jax.jit
 def _slope(theta, arguments):
     return jax.grad(_gain)(theta, *arguments)
+
+
+def _slope_norm(theta: np.ndarray, arguments: tuple) -> float:
+    return float(jnp.linalg.norm(_slope(jnp.asarray(theta), arguments)))
 
 
 @jax.jit

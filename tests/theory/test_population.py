@@ -275,5 +275,7 @@ def test_bad_settings_are_named():
         gone = policy_from_leaves(PLAIN, np.log([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.3, 0.3]]))
     with pytest.raises(InputError, match="'b' no probability at prompt 'x', level 0"):
         online_dpo_step(PLAIN, gone, u, setting)
-    with pytest.raises(ConvergenceError, match="rate"):
+    with pytest.raises(InputError, match="gradient at the generating policy"):
+        online_dpo_step(PLAIN, policy, u, OnlineDpo(2, 1.0, 1e300, steps))
+    with pytest.raises(ConvergenceError, match=r"rate=1e\+308.*steps are too large"):
         online_dpo_step(PLAIN, policy, u, OnlineDpo(2, 0.1, 99.0, GradientSteps(3, 1e308)))
