@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -147,6 +148,52 @@ def test_ipo_margins_are_a_regression_and_equal_azars_formula_when_both_sides_dr
     np.testing.assert_allclose(
         h[1:] - h[:-1], [(2 * p[i + 1, i] - 1) / (2 * tau) for i in range(3)], atol=1e-12
     )
+
+
+def exact_least_squares(n: int, rows: list) -> list[Fraction]:
+    """argmin sum count (h(winner) - h(loser) - 1)^2 with h(last) = 0, in fractions."""
+    grid = [[Fraction(0)] * (n + 1) for _ in range(n)]
+    for _, i, j, count in rows:
+        for a, b in ((i, j), (j, i)):
+            grid[a][a] += Fraction(count)
+            grid[a][b] -= Fraction(count)
+            grid[a][n] += Fraction(count) * (1 if a == i else -1)
+    for k in range(n - 1):
+        for a in range(n - 1):
+            if a != k:
+                times = grid[a][k] / grid[k][k]
+                grid[a] = [x - times * y for x, y in zip(grid[a], grid[k], strict=True)]
+    return [grid[k][n] / grid[k][k] for k in range(n - 1)] + [Fraction(0)]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**31), st.floats(0.0, 13.9))
+def test_ipo_is_exact_however_uneven_the_counts(seed: int, span: float):
+    tree, rng = TokenTree(tuple("abcdef"), 1, ("x",), (1.0,)), np.random.default_rng(seed)
+    pairs = [(i, j) for i, j in itertools.permutations(range(6), 2)]
+    rows = [
+        (0, i, j, float(10.0 ** -rng.uniform(0.0, span)))
+        for i, j in pairs
+        if abs(i - j) == 1 or rng.random() < 0.5
+    ]
+    flat = np.full((1, 6), -np.log(6.0))
+    known = ob.ipo_optimum(tree, flat, PairData.of(tree, rows), tau=0.5)
+    assert known.log_p is not None
+    h = known.log_p[0] - known.log_p[0, 5]
+    exact = [float(value) for value in exact_least_squares(6, rows)]
+    np.testing.assert_allclose(h, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_ipo_of_one_component_does_not_see_the_counts_of_another_and_refuses_a_wide_one():
+    flat = np.full((2, 4), -np.log(4.0))
+    rows = [(0, 0, 1, 3.0), (0, 1, 0, 1.0), (1, 0, 1, 3e200), (1, 1, 0, 1e200)]
+    known = ob.ipo_optimum(PLAIN, flat, PairData.of(PLAIN, rows), tau=0.5)
+    assert known.log_p is not None
+    np.testing.assert_allclose(known.log_p[:, 0] - known.log_p[:, 1], 0.5, atol=1e-14)
+    with pytest.raises(
+        InputError, match=r"prompt 'x'.* span 1\.0 to 1000000000000000\.0; .* 1e\+14"
+    ):
+        ob.ipo_optimum(PLAIN, flat, PairData.of(PLAIN, [(0, 0, 1, 1.0), (0, 1, 2, 1e15)]), tau=0.5)
 
 
 @given(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import networkx as nx
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import qr, solve_triangular
 from scipy.optimize import root_scalar
 from scipy.special import expit, logit, logsumexp
 
@@ -22,6 +24,8 @@ from theory.operators import best_of_n
 from theory.preferences import ComparisonGraph, PairData, comparison_graph
 from theory.soft import check_beta, check_reward, log_optimal
 from theory.tree import TokenTree
+
+LEAST_SQUARES_SPAN = 1e14  # counts of one component; margins then err by some 1e-12 at most
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,27 @@ def ipo_optimum(
     A pair compared n times, won with share p, asks for a margin of (2 p - 1)/(2 tau) with weight n;
     h meets these where they agree around every cycle. It exists for any data. If both completions
     are drawn from mu, h(xi) - h(xi') = (chance that xi beats mu - chance that xi' does)/tau.
+    Components are solved one at a time. Raises InputError if the counts of one differ by more than
+    the factor 10^14.
     """
     check_beta(tau)
     check_reward(tree, log_ref)
-    d, compared = _differences(tree, data)
-    weight = np.sqrt(data.count)
-    h = np.zeros(tree.n_prompts * tree.n_leaves)
-    h[compared] = np.linalg.lstsq(d * weight[:, None], weight / (2.0 * tau), rcond=1e-12)[0]
-    log_p = log_optimal(tree, h.reshape(tree.n_prompts, -1), 1.0, log_ref)
-    return Optimum(log_p, comparison_graph(tree, data).dimension)
+    graph = comparison_graph(tree, data)
+    h = np.zeros((tree.n_prompts, tree.n_leaves))
+    component = graph.component[data.prompt, data.winner]
+    order = np.argsort(component, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(component[order])) + 1):
+        x, count = data.prompt[rows[0]], data.count[rows]
+        if count.max() > LEAST_SQUARES_SPAN * count.min():
+            raise InputError(
+                f"prompt {tree.prompts[x]!r}: the counts of one component span "
+                f"{float(count.min())!r} to {float(count.max())!r}; the limit is a factor "
+                f"{LEAST_SQUARES_SPAN:g}"
+            )
+        pair = np.stack([data.winner[rows], data.loser[rows]])
+        leaves, local = np.unique(pair, return_inverse=True)
+        h[x, leaves] = _least_squares(local.reshape(2, -1), count) / (2.0 * tau)
+    return Optimum(log_optimal(tree, h, 1.0, log_ref), graph.dimension)
 
 
 def simpo_optimum(
@@ -235,6 +251,29 @@ def _attained(tree: TokenTree, log_p: np.ndarray, what: str) -> Optimum:
         place = f"{words!r} of prompt {tree.prompts[x]!r}"
         return Optimum(None, reason=f"{what} is 0 on {place}: approached and not attained")
     return Optimum(log_p)
+
+
+def _least_squares(pair: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """argmin sum count (h(winner) - h(loser) - 1)^2 of mean 0 on one connected component.
+
+    One row for each two nodes that meet, heaviest first, and Householder's QR with column pivoting:
+    its error is small in every row (Cox and Higham 1998), so heavy rows do not drown light ones.
+    The last node is held at 0.
+    """
+    low, high = pair.min(axis=0), pair.max(axis=0)
+    n = int(high.max()) + 1
+    met, row = np.unique(low * n + high, return_inverse=True)
+    weight = np.bincount(row, count)
+    target = np.bincount(row, np.where(pair[0] == low, count, -count)) / weight
+    order = np.argsort(-weight, kind="stable")
+    rows, root = np.arange(len(order)), np.sqrt(weight[order] / weight.max())
+    d = np.zeros((len(order), n))
+    d[rows, met[order] // n], d[rows, met[order] % n] = root, -root
+    factors = qr(d[:, :-1], mode="economic", pivoting=True)
+    q, r, pivot = cast(tuple[np.ndarray, np.ndarray, np.ndarray], factors)
+    h = np.zeros(n)
+    h[pivot] = solve_triangular(r, q.T @ (root * target[order]))
+    return h - h.mean()
 
 
 def _differences(tree: TokenTree, data: PairData) -> tuple[np.ndarray, np.ndarray]:
