@@ -96,36 +96,49 @@ class _Net:
     def letters(self) -> set[str]:
         return {move[0] for move in self.read if move is not None and move[0] is not None}
 
-    def closure(self, nodes: set[int]) -> frozenset[int]:
-        """The nodes with everything that free moves reach from them."""
-        stack, seen = list(nodes), set(nodes)
+    def closure(self, node: int) -> set[int]:
+        """The node with everything that free moves reach from it."""
+        stack, seen = [node], {node}
         while stack:
             for target in self.free[stack.pop()]:
                 if target not in seen:
                     seen.add(target)
                     stack.append(target)
-        return frozenset(seen)
+        return seen
 
 
 def _subsets(
     net: _Net, start: int, accept: int, letters: list[str], max_states: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((states, letters + 1) transitions, (states,) matched); the last column is other tokens."""
-    first = net.closure({start})
-    number, queue, rows = {first: 0}, [first], []
+    """((states, letters + 1) transitions, (states,) matched); the last column is other tokens.
+
+    A subset is the bits of an integer: one for each node that reads, and the last for `accept`;
+    other nodes make no difference. The work for one subset is its reading nodes and the letters.
+    """
+    readers = [node for node, move in enumerate(net.read) if move is not None]
+    bit = {node: 1 << i for i, node in enumerate([*readers, accept])}
+
+    def onward(node: int) -> int:
+        return sum(bit[reached] for reached in net.closure(node) if reached in bit)
+
+    moves = [(move[0], onward(move[1])) for move in net.read if move is not None]
+    number = {onward(start): 0}
+    queue, rows = list(number), []
     for subset in queue:  # grows while it is read
-        moves = [move for node in sorted(subset) if (move := net.read[node]) is not None]
-        row = []
+        into: dict[str | None, int] = {}
+        for i, (letter, target) in enumerate(moves):
+            if subset >> i & 1:
+                into[letter] = into.get(letter, 0) | target
+        other, row = into.get(ANY, 0), []
         for letter in [*letters, ANY]:
-            reached = {target for read, target in moves if read in (letter, ANY)}
-            target = net.closure(reached)
+            target = into.get(letter, 0) | other
             if target not in number:
                 number[target] = len(number)
                 queue.append(target)
                 check_states(len(number), max_states, "the automaton of the pattern")
             row.append(number[target])
         rows.append(row)
-    return np.asarray(rows), np.asarray([accept in subset for subset in queue])
+    return np.asarray(rows), np.asarray([subset & bit[accept] != 0 for subset in queue])
 
 
 class _Parser:
