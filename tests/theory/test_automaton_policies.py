@@ -12,14 +12,18 @@ from theory.automaton import (
     Automaton,
     Verifier,
     count_verifier,
+    expected_reward,
     expected_term,
     merge_states,
+    policy_entropy,
     policy_kl,
+    policy_kl_between,
     sample_completions,
     solve_automaton,
     table_sizes,
     to_tree,
 )
+from theory.errors import InputError
 from theory.soft import log_optimal
 
 TOL = 1e-12
@@ -58,6 +62,55 @@ def test_samples_have_the_policys_distribution(eos):
     assert (counts[p == 0] == 0).all()
     again = sample_completions(verifier.machine, solution.log_policy, jax.random.key(3), n)
     assert (again.tokens == samples.tokens).all()
+
+
+# --- what is no policy ----------------------------------------------------------------------------
+
+
+def test_what_is_no_policy_is_refused_with_its_place():
+    free = random_machine(2, 2, 3, True)
+    forbidden = np.array([[False, False, False], [False, True, False]])
+    machine = Automaton(free.tokens, free.next, 0, ".", forbidden)
+    good = np.array(solve_automaton(Verifier(machine, np.ones(2)), 4).log_policy)
+    heavy, astray, rounded = good.copy(), good.copy(), good + 5e-10
+    heavy[2, 1] += 0.5
+    astray[3, 1] = np.log([0.5, 0.25, 0.25])
+    reward = Verifier(machine, np.ones(2))
+    assert abs(expected_reward(reward, good) - 1.0) <= TOL
+    assert abs(expected_reward(reward, rounded) - 1.0) <= 1e-8
+    for use in (
+        lambda policy: expected_reward(reward, policy),
+        lambda policy: policy_kl(machine, policy, good),
+        lambda policy: policy_kl_between(machine, policy, machine, good),
+        lambda policy: policy_entropy(machine, policy),
+        lambda policy: sample_completions(machine, policy, jax.random.key(0), 2),
+    ):
+        with pytest.raises(InputError, match=r"log_policy\[2, 1\] sums to 1\.648.*tolerance 1e-09"):
+            use(heavy)
+        with pytest.raises(
+            InputError, match=r"log_policy\[3, 1, 1\] is .*'b' is forbidden in state 1"
+        ):
+            use(astray)
+    for second in (
+        lambda policy: policy_kl(machine, good, policy),
+        lambda policy: policy_kl_between(machine, good, machine, policy),
+    ):
+        with pytest.raises(InputError, match=r"log_q\[2, 1\] sums to 1\.648"):
+            second(heavy)
+        assert second(astray) > 0.0  # the second may use what the first never does
+    with pytest.raises(InputError, match=r"log_q\[1\] sums to 1\.648"):
+        policy_kl(machine, good, heavy[2])
+
+
+def test_a_policy_that_comes_to_a_row_of_nothing_is_refused():
+    machine = Automaton(("a", "b"), np.array([[0, 1], [1, 1]]))
+    policy = np.log(np.full((3, 2, 2), 0.5))
+    policy[2, 1] = -np.inf
+    with pytest.raises(InputError, match=r"log_policy\[2, 1\] is -inf .* with probability 0\.75"):
+        policy_entropy(machine, policy)
+    with np.errstate(divide="ignore"):
+        policy[:2, 0] = np.log([1.0, 0.0])  # now it never comes there
+    assert abs(policy_entropy(machine, policy) - np.log(2.0)) <= TOL
 
 
 # --- merged states, sizes -------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from theory.automaton.machine import Automaton, Verifier, check_match, pair_stat
 from theory.automaton.solve import at_step
 from theory.errors import InputError
 
+TOLERANCE = 1e-9  # on the sum of a policy's probabilities at a state
 PHASE = 0.381966  # where a rounding cell begins, so that 0, 1/2 and 1/V do not lie on its edge
 
 
@@ -63,7 +64,11 @@ class Sizes:
 
 
 def occupancy(machine: Automaton, log_policy: AnyArray) -> Occupancy:
-    """Where the completions of a policy are after each number of tokens."""
+    """Where the completions of a policy are after each number of tokens.
+
+    Raises InputError as `check_policy` does, and where the policy comes to a state at which its row
+    is -inf everywhere.
+    """
     policy = check_policy(machine, log_policy)
     live = np.zeros((len(policy) + 1, machine.n_states))
     ended = np.zeros_like(live)
@@ -80,6 +85,13 @@ def occupancy(machine: Automaton, log_policy: AnyArray) -> Occupancy:
 def _flows(machine: Automaton, policy: np.ndarray, live: np.ndarray) -> Iterator[np.ndarray]:
     """(S, V) a step: the probability of being at s and taking a; `live` fills as it is read."""
     for h in range(len(policy)):
+        stuck = (live[h] > 0) & np.isneginf(policy[h]).all(axis=1)
+        if stuck.any():
+            state = int(np.argmax(stuck))
+            raise InputError(
+                f"log_policy[{h}, {state}] is -inf everywhere, and the policy comes there with "
+                f"probability {float(live[h, state])!r}"
+            )
         yield live[h][:, None] * np.exp(policy[h])
 
 
@@ -98,8 +110,8 @@ def expected_reward(verifier: Verifier, log_policy: AnyArray) -> float:
 
 def expected_term(machine: Automaton, log_policy: AnyArray, term: AnyArray) -> float:
     """E of a sum over steps of term[s_h, a_h], or term[h, s_h, a_h]; finite terms."""
-    policy, table = check_policy(machine, log_policy), np.asarray(term, dtype=np.float64)
-    _check_table(machine, table, "term", len(policy))
+    policy = check_policy(machine, log_policy)
+    table = _check_term(machine, term, len(policy))
     flows = _flows(machine, policy, occupancy(machine, policy).live)
     return math.fsum(_dot(flow, np.asarray(at_step(table, h))) for h, flow in enumerate(flows))
 
@@ -116,8 +128,8 @@ def policy_kl(machine: Automaton, log_p: AnyArray, log_q: AnyArray) -> float:
 
     log_p: (H, S, V). log_q: (H, S, V) or (S, V). inf where P goes and Q does not.
     """
-    p, q = check_policy(machine, log_p), np.asarray(log_q, dtype=np.float64)
-    _check_table(machine, q, "log_q", len(p))
+    p = check_policy(machine, log_p)
+    q = _check_other(machine, log_q, len(p))
     every = np.arange(machine.n_states)
     return _kl(occupancy(machine, p).live, p, q, every, every)
 
@@ -129,8 +141,8 @@ def policy_kl_between(
 
     Computed on the reachable pairs of states; what P never does, the pairs may forbid or not.
     """
-    p, q = check_policy(machine_p, log_p), np.asarray(log_q, dtype=np.float64)
-    _check_table(machine_q, q, "log_q", len(p))
+    p = check_policy(machine_p, log_p)
+    q = _check_other(machine_q, log_q, len(p))
     pairs, table = pair_states(machine_p, machine_q)
     both = Automaton(machine_p.tokens, table, 0, machine_p.eos)
     live = np.zeros((len(p) + 1, len(pairs)))
@@ -262,31 +274,74 @@ def table_sizes(machine: Automaton, log_policy: AnyArray, *, precision: float = 
 
 
 def check_policy(machine: Automaton, log_policy: AnyArray) -> Float[np.ndarray, "H S V"]:
-    """The policy as float64. Raises InputError for a wrong shape, NaN or +inf."""
+    """The policy as float64.
+
+    Raises InputError for a wrong shape, NaN or +inf, a row that is neither -inf everywhere nor sums
+    to 1 within TOLERANCE, and a forbidden token whose entry is not -inf.
+    """
     policy = np.asarray(log_policy, dtype=np.float64)
     if policy.ndim != 3 or policy.shape[1:] != machine.next.shape or not len(policy):
         states, vocab = machine.next.shape
         raise InputError(
             f"log_policy has shape {policy.shape}, the automaton needs (H, {states}, {vocab})"
         )
-    bad = ~(policy < np.inf)
-    if bad.any():
-        h, state, v = (int(i) for i in np.argwhere(bad)[0])
-        raise InputError(f"log_policy[{h}, {state}, {v}] is {policy[h, state, v]}")
+    _check_rows(machine, policy, "log_policy")
+    if machine.forbidden is not None:
+        for h, rows in enumerate(policy):
+            bad = machine.forbidden & ~np.isneginf(rows)
+            if bad.any():
+                state, v = (int(i) for i in np.argwhere(bad)[0])
+                raise InputError(
+                    f"log_policy[{h}, {state}, {v}] is {rows[state, v]}, and token "
+                    f"{machine.tokens[v]!r} is forbidden in state {state}"
+                )
     return policy
 
 
-def _check_table(machine: Automaton, table: np.ndarray, name: str, horizon: int) -> None:
+def _check_other(machine: Automaton, log_q: AnyArray, horizon: int) -> np.ndarray:
+    """The second policy of a KL, (H, S, V) or (S, V), as float64; it may use forbidden tokens."""
+    table = np.asarray(log_q, dtype=np.float64)
+    _check_shape(machine, table, "log_q", horizon)
+    _check_rows(machine, table, "log_q")
+    return table
+
+
+def _check_term(machine: Automaton, term: AnyArray, horizon: int) -> np.ndarray:
+    table = np.asarray(term, dtype=np.float64)
+    _check_shape(machine, table, "term", horizon)
+    bad = ~np.isfinite(table)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"term{list(place)} is {table[place]}")
+    return table
+
+
+def _check_shape(machine: Automaton, table: np.ndarray, name: str, horizon: int) -> None:
     if table.ndim not in (2, 3) or table.shape[-2:] != machine.next.shape:
         raise InputError(
             f"{name} has shape {table.shape}, the automaton needs {machine.next.shape}"
         )
     if table.ndim == 3:
         check_match(name, len(table), horizon)
-    bad = ~np.isfinite(table) if name == "term" else ~(table < np.inf)
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(f"{name}{list(place)} is {table[place]}")
+
+
+def _check_rows(machine: Automaton, table: np.ndarray, name: str) -> None:
+    """Raises InputError unless every row is -inf everywhere or sums to 1 within TOLERANCE."""
+    for h, rows in enumerate(table if table.ndim == 3 else table[None]):
+        step = [h] if table.ndim == 3 else []
+        bad = ~(rows < np.inf)
+        if bad.any():
+            state, v = (int(i) for i in np.argwhere(bad)[0])
+            raise InputError(f"{name}{[*step, state, v]} is {rows[state, v]}")
+        with np.errstate(over="ignore"):
+            total = np.exp(rows).sum(axis=1)
+        bad = ~(np.abs(total - 1.0) <= TOLERANCE) & ~np.isneginf(rows).all(axis=1)
+        if bad.any():
+            state = int(np.argmax(bad))
+            raise InputError(
+                f"{name}{[*step, state]} sums to {float(total[state])!r} in probability, not 1 "
+                f"(tolerance {TOLERANCE})"
+            )
 
 
 def _dot(weights: np.ndarray, values: np.ndarray) -> float:
