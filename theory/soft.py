@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from scipy.special import logsumexp
 
 from theory._x64 import AnyArray
 from theory.errors import InputError
-from theory.lanes import exp_below_zero, log_from_one
+from theory.lanes import conditionals, into, largest, log_from_one, small_levels, sum_exp
 from theory.tree import TokenTree
 
 Policy = list[jax.Array]  # one (P, V**h, V) array of log-probabilities a level, h = 0..H-1
 
 LARGE = 2**16  # entries of a level from which it runs a slice a token (slower to compile)
+TINY = float(np.finfo(np.float64).tiny)  # smallest normal number
 MANY_TOKENS = 32  # above, compiling one slice a token takes too long
 
 
@@ -52,20 +53,31 @@ def soft_value_iteration(
     beta > 0: reward units per nat. reuse: an earlier solution of a tree of this shape whose policy
     is no longer needed: its policy arrays are overwritten and cannot be read again. On large trees
     most of the time goes into new memory, and this saves it.
-    Raises InputError for beta <= 0, a non-finite reward (prompt and completion named), or a `reuse`
-    of another shape or used before.
+    Raises InputError for a beta that `check_beta` refuses, a non-finite reward (prompt and
+    completion named), rewards / beta out of float64's range, or a `reuse` of another shape, not in
+    JAX arrays or used before. A reward that is refused leaves `reuse` as it was; only one whose
+    values overflow above the leaves may not.
     """
     check_beta(beta)
     scratch = () if reuse is None else _scratch(tree, reuse)
     if tree.eos is None and not tree.forbidden:
         leaf = _leaf_array(tree, r)
-        values, log_policy = _backup_complete(tree, leaf, jnp.float64(beta), scratch)
-        if not np.isfinite(np.asarray(values[0])).all():
-            check_reward(tree, r)
+        if scratch and not _is_large(tree, leaf):
+            _check_range(tree, check_reward(tree, leaf), beta)
+        values, log_policy = _backup_complete(tree, leaf, beta, scratch)
     else:
-        leaf = jnp.asarray(check_reward(tree, r))
+        reward = check_reward(tree, r)
+        _check_range(tree, reward, beta)
+        leaf = jnp.asarray(reward)
         values, log_policy = _backup(scratch, leaf, tree.allowed_levels, jnp.float64(beta))
-    return SoftSolution([*values, leaf], list(log_policy), values[0][:, 0] / beta)
+    log_z = values[0][:, 0] / beta
+    if not np.isfinite(np.asarray(log_z)).all():
+        _refuse(tree, leaf, beta)
+    return SoftSolution([*values, leaf], list(log_policy), log_z)
+
+
+def _is_large(tree: TokenTree, below: jax.Array) -> bool:
+    return below.size >= LARGE and tree.vocab <= MANY_TOKENS
 
 
 def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
@@ -77,6 +89,8 @@ def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
 
 
 def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
+    if not all(isinstance(x, jax.Array) and x.dtype == np.float64 for x in reuse.log_policy):
+        raise InputError("reuse: its policy must be in float64 JAX arrays, as it was returned")
     check_levels(tree, reuse.log_policy)
     if any(level.is_deleted() for level in reuse.log_policy):
         raise InputError("reuse: the arrays of this solution were overwritten before")
@@ -84,86 +98,34 @@ def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
 
 
 def _backup_complete(
-    tree: TokenTree, leaf: jax.Array, beta: jax.Array, scratch: tuple[jax.Array, ...]
+    tree: TokenTree, leaf: jax.Array, temperature: float, scratch: tuple[jax.Array, ...]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Soft backups of a tree without masks: V at levels 0..H-1 and the policies, root first.
 
-    A reward that is not finite makes the root's V NaN. A large level runs as five programs: in one,
-    XLA would merge the logarithm into the sum, or compute it again at every leaf, and lose the
-    vector code.
+    A reward that is not finite, or out of range, makes the root's V NaN. A large level runs as five
+    programs: in one, XLA would merge the logarithm into the sum, or compute it again at every leaf,
+    and lose the vector code.
     """
     values, policies, vocab = [leaf], [], tree.vocab
-    while values[0].size >= LARGE and vocab <= MANY_TOKENS and len(policies) < tree.horizon:
+    beta = jnp.float64(temperature)
+    while _is_large(tree, values[0]) and len(policies) < tree.horizon:
         below, left = values[0], tree.horizon - len(policies)
-        top = _largest(below, vocab)
-        log_sum = _log(_sum_exp(below, top, beta, vocab))
-        policies.insert(0, _conditionals(scratch[left - 1 : left], below, top, log_sum, beta))
+        top = largest(below, vocab)
+        log_sum = _log(sum_exp(below, top, beta, vocab))
+        if scratch and not np.isfinite(np.asarray(log_sum)).all():
+            _refuse(tree, leaf, temperature)  # before the caller's memory is overwritten
+        policies.insert(0, conditionals(scratch[left - 1 : left], below, top, log_sum, beta))
         values.insert(0, _plus(top, beta, log_sum))
     left = tree.horizon - len(policies)
-    above, first = _small_levels(scratch[:left], values[0], beta, (vocab, left))
+    above, first = small_levels(scratch[:left], values[0], beta, (vocab, left))
     return [*above, *values[:-1]], [*first, *policies]
 
 
-_into = partial(jax.jit, donate_argnums=0, keep_unused=True)  # argument 0: memory for the result
-_for_vocab = partial(jax.jit, static_argnames="vocab")
 _log = jax.jit(log_from_one)
 _plus = jax.jit(lambda top, beta, log_sum: top + beta * log_sum)
 
 
-@partial(_into, static_argnames="shape")
-def _small_levels(
-    scratch: tuple[jax.Array, ...], leaf: jax.Array, beta: jax.Array, shape: tuple[int, int]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The levels that are left, shape = (tokens, levels), in one program."""
-    values, policies = [leaf], []
-    for _ in range(shape[1]):
-        q = _by_state(values[0], shape[0])
-        top = jnp.max(q, axis=2)
-        scaled = (q - top[:, :, None]) / beta
-        log_sum = jnp.log(jnp.sum(jnp.exp(scaled) + 0.0 * q, axis=2))
-        policies.insert(0, scaled - log_sum[:, :, None])
-        values.insert(0, top + beta * log_sum)
-    return values[:-1], policies
-
-
-def _by_state(below: jax.Array, vocab: int) -> jax.Array:
-    return below.reshape(below.shape[0], -1, vocab)
-
-
-@_for_vocab
-def _largest(below: jax.Array, vocab: int) -> jax.Array:
-    return jnp.max(_by_state(below, vocab), axis=2)
-
-
-@_for_vocab
-def _sum_exp(below: jax.Array, top: jax.Array, beta: jax.Array, vocab: int) -> jax.Array:
-    """sum_a exp((q(s, a) - top(s)) / beta), (P, S); NaN where some q(s, a) is not finite.
-
-    One slice a token, so that the processor's lanes run over states: a reduction over few tokens
-    leaves them half empty. 0 * q is NaN where q is not finite.
-    """
-    q = _by_state(below, vocab)
-    scale = jnp.minimum(1.0 / beta, 1e300)
-    total = jnp.zeros_like(top)
-    for token in range(vocab):
-        x = q[:, :, token]
-        total = total + exp_below_zero((x - top) * scale) + 0.0 * x
-    return total
-
-
-@_into
-def _conditionals(
-    scratch: tuple[jax.Array, ...],
-    below: jax.Array,
-    top: jax.Array,
-    log_sum: jax.Array,
-    beta: jax.Array,
-) -> jax.Array:
-    q = below.reshape(*top.shape, -1)
-    return (q - top[:, :, None]) / beta - log_sum[:, :, None]
-
-
-@_into
+@into
 def _backup(
     scratch: tuple[jax.Array, ...],
     leaf: jax.Array,
@@ -302,10 +264,13 @@ def log_optimal(
     """log P*_r (Eq. 11), or log of P*_r . P_ref normalised for each prompt (Lemma B.1).
 
     Computed over the leaves at once, on no common code path with `soft_value_iteration`.
-    log_ref may be -inf on some completions, not on all of a prompt.
+    log_ref may be -inf on some completions, not on all of a prompt. Raises InputError for a beta,
+    a reward or a reference that is refused, or rewards / beta out of float64's range.
     """
     check_beta(beta)
-    score = check_reward(tree, r) / beta
+    reward = check_reward(tree, r)
+    _check_range(tree, reward, beta)
+    score = reward / beta
     if log_ref is not None:
         score = score + _masked(tree, log_ref)
     log_z = np.asarray(logsumexp(score, axis=1, keepdims=True))
@@ -354,9 +319,11 @@ def _mean(tree: TokenTree, terms: np.ndarray) -> float:
 
 
 def check_beta(beta: float) -> None:
-    """Raises InputError unless beta is finite and > 0."""
+    """Raises InputError unless beta is finite, > 0, and neither it nor 1 / beta is subnormal."""
     if not (math.isfinite(beta) and beta > 0):
         raise InputError(f"beta must be > 0, got {beta!r}")
+    if not TINY <= beta <= 1.0 / TINY:
+        raise InputError(f"beta must be from {TINY:.3g} to {1.0 / TINY:.3g}, got {beta!r}")
 
 
 def check_reward(tree: TokenTree, r: AnyArray) -> Float[np.ndarray, "P L"]:
@@ -366,6 +333,31 @@ def check_reward(tree: TokenTree, r: AnyArray) -> Float[np.ndarray, "P L"]:
     if bad.any():
         raise InputError(f"reward is not finite {_place(tree, bad)}")
     return reward
+
+
+def _check_range(tree: TokenTree, reward: np.ndarray, beta: float) -> None:
+    """Raises InputError unless reward / beta and its differences within a prompt are finite."""
+    most = reward.max(axis=1)
+    least = reward.min(axis=1, where=tree.leaf_mask, initial=np.inf)
+    with np.errstate(over="ignore"):
+        ends = np.stack([most / beta, least / beta, (most - least) / beta])
+    bad = ~np.isfinite(ends).all(axis=0)
+    if bad.any():
+        p = int(np.argmax(bad))
+        raise InputError(
+            f"rewards from {float(least[p])!r} to {float(most[p])!r} at prompt {tree.prompts[p]!r} "
+            f"are out of float64's range when divided by beta = {beta!r}"
+        )
+
+
+def _refuse(tree: TokenTree, leaf: AnyArray, beta: float) -> NoReturn:
+    """Raises InputError that says why the root's value is not finite."""
+    reward = check_reward(tree, leaf)
+    _check_range(tree, reward, beta)
+    largest_reward = float(reward.max())
+    raise InputError(
+        f"the soft values overflow: rewards up to {largest_reward!r} at beta = {beta!r}"
+    )
 
 
 def check_levels(tree: TokenTree, log_policy: Policy) -> None:
