@@ -1,8 +1,8 @@
 """Many small Bradley-Terry maximum-likelihood fits at once, by damped Newton steps in JAX.
 
-Whether a maximiser exists is not decided here: on separable data and without a ridge there is none,
-and a small gradient does not say so. Decide it first, from the comparison graph or by a linear
-program (`theory.preferences.comparison_graph`, `theory.fit.separating_direction`).
+Whether a maximiser exists is decided by the graph of wins in `fit_counts`. It is not decided in
+`fit_many`: on separable features and without a ridge there is none, and a small gradient does not
+say so. Decide it first by a linear program (`theory.fit.separating_direction`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from theory._x64 import AnyArray
 from theory.errors import InputError
 
-ITERATIONS = 50
+ITERATIONS = 200  # far from the maximiser a margin moves by about 1 a step
 PART = 16  # replicates below which another core is not worth its start
-STOP = 1e-11  # converged: the gradient's norm, relative to that at theta = 0
-HALVINGS = 10  # the shortest step tried is 2**-10 of Newton's
+SETTLED = 1e-9  # relative: Newton's last step moves no margin by more
+SPAN = 1e10  # counts of one problem may differ by this factor: float64 resolves no more
 
 
 def fit_many(
@@ -34,9 +36,12 @@ def fit_many(
 
     d: features of the winner less the loser's; w >= 0: how often the pair was seen (0 pads, and
     fractions give the population limit); every replicate on its own. Returns theta and the norm of
-    the gradient there. With ridge 0 a maximiser must exist and be unique (d of full column rank).
+    the gradient there, in counts times features. With ridge 0 that a minimiser exists and is unique
+    (no separating direction, d of full column rank) is the caller's business; where it is, a norm
+    far above rounding, 1e-16 of sum_i w_i |d_i|, tells that it was not reached. On separable data
+    theta is the end of a path to infinity, whatever the norm.
     Raises InputError for shapes that do not match, a negative or non-finite weight, a non-finite
-    difference or a negative ridge.
+    difference, a negative ridge, or with ridge 0 weights of one replicate more than SPAN apart.
     """
     differences, weights = np.asarray(d, dtype=np.float64), np.asarray(w, dtype=np.float64)
     if differences.ndim != 3 or weights.shape != differences.shape[:2]:
@@ -47,18 +52,24 @@ def fit_many(
     _check_counts("weight", weights)
     if not (math.isfinite(ridge) and ridge >= 0.0):
         raise InputError(f"ridge must be >= 0, got {ridge!r}")
+    if ridge == 0.0:
+        _check_span("weights", weights)
     solve = partial(_fit_many, ridge=jnp.float64(ridge))
     theta, norm = _on_all_cores(solve, differences, weights)
     return theta, norm
 
 
-def fit_counts(wins: Float[AnyArray, "R K K"]) -> Float[jax.Array, "R K"]:
+def fit_counts(
+    wins: Float[AnyArray, "R K K"],
+) -> tuple[Float[jax.Array, "R K"], Float[jax.Array, " R"]]:
     """Strengths with the greatest Bradley-Terry likelihood, of mean 0 (one shift is free), (R, K).
 
     wins[r, i, j]: how often i beat j; fractions are allowed, the diagonal must be 0. The cost
-    depends on the number of items alone. A maximiser exists and is unique up to the shift if and
-    only if the graph of wins is strongly connected (Ford 1957): decide that first.
-    Raises InputError for a wrong shape, or a negative, non-finite or diagonal count (placed).
+    depends on the number of items alone. Also returns the norm of the gradient there, in counts.
+    A maximiser exists and is unique up to the shift if and only if the graph of wins is strongly
+    connected (Ford 1957).
+    Raises InputError for a wrong shape, a negative, non-finite or diagonal count (placed), counts
+    of one replicate more than SPAN apart, or a graph that is not strongly connected.
     """
     counts = np.asarray(wins, dtype=np.float64)
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2]:
@@ -68,7 +79,29 @@ def fit_counts(wins: Float[AnyArray, "R K K"]) -> Float[jax.Array, "R K"]:
     if diagonal.any():
         replicate, item = (int(i) for i in np.argwhere(diagonal)[0])
         raise InputError(f"item {item} of replicate {replicate} is compared with itself")
-    return _on_all_cores(_fit_counts, counts)[0]
+    _check_span("counts", counts.reshape(len(counts), -1))
+    _check_connected(counts)
+    theta, norm = _on_all_cores(_fit_counts, counts)
+    return theta, norm
+
+
+def _check_connected(counts: np.ndarray) -> None:
+    """Raises InputError naming the first replicate whose graph is not strongly connected."""
+    replicates, items = counts.shape[:2]
+    if counts.shape[0] * items == 0:
+        return
+    r, i, j = np.nonzero(counts)
+    nodes = replicates * items
+    edges = coo_array((np.ones(len(r)), (r * items + i, r * items + j)), shape=(nodes, nodes))
+    _, label = connected_components(edges, directed=True, connection="strong")
+    apart = (label.reshape(replicates, items) != label[::items, None]).any(axis=1)
+    if apart.any():
+        bad = int(np.argmax(apart))
+        item = int(np.argmax(label[bad * items : (bad + 1) * items] != label[bad * items]))
+        raise InputError(
+            f"replicate {bad}: items 0 and {item} are not linked by chains of wins both ways, "
+            "so no unique finite maximiser exists"
+        )
 
 
 def _on_all_cores(
@@ -94,81 +127,94 @@ def _check_counts(name: str, counts: np.ndarray) -> None:
         raise InputError(f"the {name} at {place} must be finite and >= 0, got {counts[place]!r}")
 
 
+def _check_span(name: str, counts: np.ndarray) -> None:
+    """Raises InputError if the positive counts of one row (R, N) are more than SPAN apart."""
+    least = counts.min(axis=1, where=counts > 0.0, initial=np.inf)
+    most = counts.max(axis=1, initial=0.0)
+    bad = most > SPAN * least
+    if bad.any():
+        r = int(np.argmax(bad))
+        raise InputError(
+            f"the {name} of replicate {r} span {float(least[r])!r} to {float(most[r])!r}; float64 "
+            f"resolves a factor of {SPAN:g}"
+        )
+
+
 @jax.jit
 def _fit_many(d: jax.Array, w: jax.Array, ridge: jax.Array) -> tuple[jax.Array, jax.Array]:
     def one(problem: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         features, weight = problem
 
-        def slope_at(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-            lost = jax.nn.sigmoid(-(theta @ features))
+        def slope_at(theta: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
+            lost = jax.nn.sigmoid(-margin)
             return ridge * theta - features @ (weight * lost), lost
 
         def curvature(lost: jax.Array) -> jax.Array:
             scaled = features * (weight * lost * (1.0 - lost))[None, :]
             return scaled @ features.T + ridge * jnp.eye(features.shape[0])
 
-        return _newton(slope_at, curvature, features.shape[0])
+        return _newton(lambda theta: theta @ features, slope_at, curvature, features.shape[0])
 
     return jax.lax.map(one, (jnp.swapaxes(d, 1, 2), w))
 
 
 @jax.jit
-def _fit_counts(wins: jax.Array) -> tuple[jax.Array]:
+def _fit_counts(wins: jax.Array) -> tuple[jax.Array, jax.Array]:
     items = wins.shape[1]
 
-    def one(count: jax.Array) -> jax.Array:
-        pairs = count + count.T
+    def one(count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def margins(theta: jax.Array) -> jax.Array:
+            return theta[:, None] - theta[None, :]
 
-        def slope_at(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-            chance = jax.nn.sigmoid(theta[:, None] - theta[None, :])
-            return jnp.sum(pairs * chance - count, axis=1), chance
+        def slope_at(theta: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
+            flow = count * jax.nn.sigmoid(-margin)  # small where i wins often: nothing cancels
+            return jnp.sum(flow.T - flow, axis=1), flow * jax.nn.sigmoid(margin)
 
-        def curvature(chance: jax.Array) -> jax.Array:
-            off = pairs * chance * (1.0 - chance)
+        def curvature(bend: jax.Array) -> jax.Array:
+            off = bend + bend.T
             # the term in 1 1^T fills the kernel (the shift), which the slope never meets
             return jnp.diag(jnp.sum(off, axis=1)) - off + jnp.sum(off) / items**2
 
-        theta, _ = _newton(slope_at, curvature, items)
-        return theta - jnp.mean(theta)
+        theta, norm = _newton(margins, slope_at, curvature, items)
+        return theta - jnp.mean(theta), norm
 
-    return (jax.lax.map(one, wins),)
+    return jax.lax.map(one, wins)
 
 
-def _newton(slope_at, curvature, size: int) -> tuple[jax.Array, jax.Array]:
+def _newton(margins, slope_at, curvature, size: int) -> tuple[jax.Array, jax.Array]:
     """Newton's method from 0; a step is halved until the gradient's norm falls.
 
-    slope_at(theta) -> (gradient, what `curvature` needs). Stops when no length makes the gradient
-    smaller (rounding is reached) or it is STOP of what it was at 0. Returns theta and the
-    gradient's norm.
+    margins(theta): linear in theta; slope_at(theta, margins) -> (gradient, what `curvature` needs).
+    Stops when no length makes the gradient smaller (rounding is reached), or after a step that
+    moved no margin by more than SETTLED of the largest: the next would move it by the square.
+    Returns theta and the gradient's norm.
     """
 
-    def try_step(length: jax.Array, theta: jax.Array, move: jax.Array) -> tuple:
-        trial = theta + length * move
-        slope, aux = slope_at(trial)
-        return trial, slope, aux, jnp.sqrt(jnp.sum(slope * slope))
+    def at(theta: jax.Array, margin: jax.Array) -> tuple:
+        slope, aux = slope_at(theta, margin)
+        return theta, margin, slope, aux, jnp.sqrt(jnp.sum(slope * slope))
 
     def step(state: tuple) -> tuple:
-        theta, slope, aux, norm, i, _ = state
+        here, i, _ = state
+        theta, margin, slope, aux, norm = here
         move = -jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(curvature(aux)), True), slope)
+        turn = margins(move)
+        far = jnp.max(jnp.abs(turn)) / (1.0 + jnp.max(jnp.abs(margin)))
 
         def shorter(search: tuple) -> tuple:
-            k = search[0] + 1
-            return k, try_step(0.5 ** k.astype(jnp.float64), theta, move)
+            length = 0.5 * search[0]
+            return length, at(theta + length * move, margin + length * turn)
 
         def too_long(search: tuple) -> jax.Array:
-            return ~(search[1][3] < norm) & (search[0] < HALVINGS)
+            return ~(search[1][4] < norm) & (search[0] * far > SETTLED)
 
-        first = (jnp.int32(0), try_step(jnp.float64(1.0), theta, move))
-        _, trial = jax.lax.while_loop(too_long, shorter, first)
-        better = trial[3] < norm
-        old = (theta, slope, aux, norm)
-        kept = jax.tree.map(partial(jnp.where, better), trial, old)
-        return (*kept, i + 1, better & (kept[3] > stop))
+        first = (jnp.float64(1.0), at(theta + move, margin + turn))
+        length, trial = jax.lax.while_loop(too_long, shorter, first)
+        better = trial[4] < norm
+        kept = jax.tree.map(partial(jnp.where, better), trial, here)
+        return kept, i + 1, better & ((far > SETTLED) | (length < 1.0))
 
-    theta = jnp.zeros(size)
-    slope, aux = slope_at(theta)
-    norm = jnp.sqrt(jnp.sum(slope * slope))
-    stop = STOP * norm
-    start = (theta, slope, aux, norm, jnp.int32(0), norm > 0.0)
-    state = jax.lax.while_loop(lambda s: s[5] & (s[4] < ITERATIONS), step, start)
-    return state[0], state[3]
+    start = at(jnp.zeros(size), margins(jnp.zeros(size)))
+    state = (start, jnp.int32(0), start[4] > 0.0)
+    here, _, _ = jax.lax.while_loop(lambda s: s[2] & (s[1] < ITERATIONS), step, state)
+    return here[0], here[4]

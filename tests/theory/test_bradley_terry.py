@@ -92,7 +92,7 @@ def test_counts_equal_the_expanded_pairs(seed):
     d = np.broadcast_to(features[:, 1:], (3, len(i), items - 1))  # item 0 has strength 0
     theta = np.asarray(fit_many(d, wins[:, i, j])[0])
     theta = np.concatenate([np.zeros((3, 1)), theta], axis=1)
-    found = np.asarray(fit_counts(wins))
+    found = np.asarray(fit_counts(wins)[0])
     np.testing.assert_allclose(found, theta - theta.mean(axis=1, keepdims=True), atol=1e-8)
 
 
@@ -100,7 +100,7 @@ def test_counts_equal_the_expanded_pairs(seed):
 def test_counts_scale_and_items_permute(seed, scale):
     wins, rng = wins_of(seed)
     order = rng.permutation(wins.shape[1])
-    one, two = (np.asarray(fit_counts(x)) for x in (wins, scale * wins[:, order][:, :, order]))
+    one, two = (np.asarray(fit_counts(x)[0]) for x in (wins, scale * wins[:, order][:, :, order]))
     np.testing.assert_allclose(one[:, order], two, atol=1e-8)
     np.testing.assert_allclose(one.sum(axis=1), 0.0, atol=1e-12)
 
@@ -108,7 +108,7 @@ def test_counts_scale_and_items_permute(seed, scale):
 def test_two_items_have_the_log_odds():
     wins = np.asarray([[[0.0, 8.0], [2.0, 0.0]]])
     half = 0.5 * math.log(4.0)
-    np.testing.assert_allclose(np.asarray(fit_counts(wins)), [[half, -half]], atol=1e-9)
+    np.testing.assert_allclose(np.asarray(fit_counts(wins)[0]), [[half, -half]], atol=1e-9)
 
 
 def test_bad_input_is_named():
@@ -125,3 +125,55 @@ def test_bad_input_is_named():
         fit_counts(np.asarray([[[0.0, np.inf], [1.0, 0.0]]]))
     with pytest.raises(InputError, match="item 1 of replicate 0"):
         fit_counts(np.asarray([[[0.0, 1.0], [1.0, 3.0]]]))
+
+
+@pytest.mark.parametrize("items", [2, 5, 12])
+@pytest.mark.parametrize("odds", [3.0, 1e6, 1e10])
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_a_chain_has_the_log_odds_of_its_links(items, odds, unit):
+    """Neighbours alone are compared: each link is its own problem, and steps are log(odds)."""
+    upper = np.eye(items, k=1)
+    wins = unit * (odds * upper + upper.T)[None]
+    steps = math.log(odds) * np.arange(items)[::-1]
+    theta, norm = (np.asarray(x)[0] for x in fit_counts(wins))
+    np.testing.assert_allclose(theta, steps - steps.mean(), rtol=1e-8, atol=1e-8)
+    assert norm <= 1e-8 * unit
+    i, j = np.nonzero(wins[0])
+    d = (np.eye(items)[i] - np.eye(items)[j])[None, :, 1:]
+    theta, norm = (np.asarray(x)[0] for x in fit_many(d, wins[:, i, j]))
+    np.testing.assert_allclose(theta, steps[1:] - steps[0], rtol=1e-8, atol=1e-8)
+    assert norm <= 1e-8 * unit
+
+
+def test_links_of_different_weight_all_arrive():
+    odds, unit = np.asarray([1e6, 2.0, 1e3, 5.0]), np.asarray([1.0, 1e-3, 10.0, 1e-2])
+    wins = (np.diag(odds * unit, k=1) + np.diag(unit, k=-1))[None]
+    theta = np.asarray(fit_counts(wins)[0])[0]
+    np.testing.assert_allclose(theta[:-1] - theta[1:], np.log(odds), atol=1e-8)
+
+
+def test_counts_without_a_unique_maximiser_are_refused():
+    good = np.ones((3, 3)) - np.eye(3)
+    never_loses, apart = good.copy(), good.copy()
+    never_loses[:, 2] = 0.0
+    apart[2], apart[:, 2] = 0.0, 0.0
+    for bad in (never_loses, apart):
+        with pytest.raises(InputError, match="replicate 1: items 0 and 2 are not linked"):
+            fit_counts(np.stack([good, bad, good]))
+    np.testing.assert_array_equal(np.asarray(fit_counts(good[None])[0]), np.zeros((1, 3)))
+
+
+def test_counts_too_far_apart_are_refused():
+    wins = np.asarray([[[0.0, 1e11], [1.0, 0.0]]])
+    with pytest.raises(InputError, match=r"counts of replicate 0 span 1.0 to 1000\d+"):
+        fit_counts(wins)
+    d, w = np.asarray([[[1.0], [-1.0]]]), np.asarray([[1e11, 1.0]])
+    with pytest.raises(InputError, match="weights of replicate 0 span"):
+        fit_many(d, w)
+    assert float(fit_many(d, w, 1.0)[0][0, 0]) > 10.0
+
+
+def test_the_norm_tells_where_there_is_no_minimiser_to_reach():
+    flat = np.asarray([[[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]]])  # a column that is never seen
+    _, norm = fit_many(flat, np.ones((1, 3)))
+    assert float(norm[0]) > 0.5
