@@ -47,7 +47,8 @@ STATEMENT = (
     "residual 0. Beside each drawn policy a list holds an exact tie on the data that differs "
     "elsewhere (an equal policy where the data leave nothing free), and beside the likeliest one "
     "that differs from it in the 20th digit. beta is a whole number, y = exp(r / beta) a "
-    "fraction. A finite list always has a maximiser, on separable and disconnected data too, so no trial is vacuous."
+    "fraction. A finite list always has a maximiser, on separable and disconnected data too, so no "
+    "trial is vacuous."
 )
 LEFT_OUT = (
     "The sets are compared on lists: over all policies a maximiser need not exist, and it is a "

@@ -49,8 +49,9 @@ STATEMENT = (
     "likelihood over Pi(R_sim) give the same SET, compared fraction by fraction with residual 0; "
     "planted ties, near ties and both inclusions as in 2.2. In half of the trials the three drawn "
     "rewards of R_sim are linear in two features, with exp(theta / beta) from a grid; the planted "
-    "ones beside them are not. Isomorphic classes imply the hypothesis, checked with R = R(Pi); "
-    "not conversely: it is checked where Pi holds three more policies than the optima of R_sim."
+    "ones beside them need not be. Isomorphic classes imply the hypothesis, checked with R = "
+    "R(Pi); not conversely: it is checked where Pi holds three more policies than the optima of "
+    "R_sim."
 )
 LEFT_OUT = (
     "The proof shows that every RLHF policy is in pi_sim and uses 'r_pi in R_sim', which is true "
