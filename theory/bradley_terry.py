@@ -17,15 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from theory._x64 import AnyArray
 from theory.errors import InputError
 
 ITERATIONS = 200  # far from the maximiser a margin moves by about 1 a step
 PART = 16  # replicates below which another core is not worth its start
-SETTLED = 1e-9  # relative: Newton's last step moves no margin by more
+SETTLED = 1e-8  # relative: Newton's last step moves no margin by more
 SPAN = 1e10  # counts of one problem may differ by this factor: float64 resolves no more
 
 
@@ -86,22 +84,29 @@ def fit_counts(
 
 
 def _check_connected(counts: np.ndarray) -> None:
-    """Raises InputError naming the first replicate whose graph is not strongly connected."""
-    replicates, items = counts.shape[:2]
-    if counts.shape[0] * items == 0:
-        return
-    r, i, j = np.nonzero(counts)
-    nodes = replicates * items
-    edges = coo_array((np.ones(len(r)), (r * items + i, r * items + j)), shape=(nodes, nodes))
-    _, label = connected_components(edges, directed=True, connection="strong")
-    apart = (label.reshape(replicates, items) != label[::items, None]).any(axis=1)
-    if apart.any():
-        bad = int(np.argmax(apart))
-        item = int(np.argmax(label[bad * items : (bad + 1) * items] != label[bad * items]))
+    """Raises InputError naming the first replicate whose graph is not strongly connected.
+
+    It is if item 0 reaches every item, and every item reaches item 0.
+    """
+    wins = counts > 0.0
+    linked = _reached_from_0(wins) & _reached_from_0(np.swapaxes(wins, 1, 2))
+    if not linked.all():
+        replicate, item = (int(i) for i in np.argwhere(~linked)[0])
         raise InputError(
-            f"replicate {bad}: items 0 and {item} are not linked by chains of wins both ways, "
-            "so no unique finite maximiser exists"
+            f"replicate {replicate}: items 0 and {item} are not linked by chains of wins both "
+            "ways, so no unique finite maximiser exists"
         )
+
+
+def _reached_from_0(edges: np.ndarray) -> np.ndarray:
+    """(R, K): which items a path from item 0 along edges (R, K, K) reaches."""
+    reached = np.zeros(edges.shape[:2], dtype=bool)
+    reached[:, :1] = True
+    while True:
+        more = reached | (reached[:, :, None] & edges).any(axis=1)
+        if (more == reached).all():
+            return reached
+        reached = more
 
 
 def _on_all_cores(
@@ -167,8 +172,9 @@ def _fit_counts(wins: jax.Array) -> tuple[jax.Array, jax.Array]:
             return theta[:, None] - theta[None, :]
 
         def slope_at(theta: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
-            flow = count * jax.nn.sigmoid(-margin)  # small where i wins often: nothing cancels
-            return jnp.sum(flow.T - flow, axis=1), flow * jax.nn.sigmoid(margin)
+            chance = jax.nn.sigmoid(margin)
+            flow = count * chance.T  # small where i wins often: nothing cancels
+            return jnp.sum(flow, axis=0) - jnp.sum(flow, axis=1), flow * chance
 
         def curvature(bend: jax.Array) -> jax.Array:
             off = bend + bend.T

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from theory.bradley_terry import fit_counts, fit_many
@@ -161,6 +162,19 @@ def test_counts_without_a_unique_maximiser_are_refused():
         with pytest.raises(InputError, match="replicate 1: items 0 and 2 are not linked"):
             fit_counts(np.stack([good, bad, good]))
     np.testing.assert_array_equal(np.asarray(fit_counts(good[None])[0]), np.zeros((1, 3)))
+
+
+@given(seeds, st.integers(1, 6), st.floats(0.1, 0.9))
+def test_a_fit_exists_where_scipy_finds_one_strong_component(seed, items, density):
+    wins = np.random.default_rng(seed).random((4, items, items)) < density
+    wins &= ~np.eye(items, dtype=bool)
+    for one in wins.astype(float):
+        parts, _ = connected_components(one, directed=True, connection="strong")
+        if parts > 1:
+            with pytest.raises(InputError, match="replicate 0: items 0 and"):
+                fit_counts(one[None])
+        else:
+            assert float(fit_counts(one[None])[1][0]) < 1e-9
 
 
 def test_counts_too_far_apart_are_refused():
