@@ -46,7 +46,7 @@ def temper(tree: TokenTree, log_policy: Policy, tau: float) -> Policy:
     if tau < SMALLEST:
         raise InputError(f"temperature {tau!r} is below the smallest normal float64, {SMALLEST!r}")
     check_levels(tree, log_policy)
-    tempered = [temper_level(level, tau) for level in log_policy]
+    tempered = [_temper_level(level, jnp.float64(tau)) for level in log_policy]
     for h, (before, after) in enumerate(zip(log_policy, tempered, strict=True)):
         lost = np.isfinite(before) & ~np.isfinite(after)
         if lost.any():
@@ -70,6 +70,9 @@ def temper_level(log_policy: jax.Array, tau: float | jax.Array) -> jax.Array:
     top = jax.lax.stop_gradient(jnp.max(live, axis=-1, keepdims=True))
     tempered = jax.nn.log_softmax((live - top) / tau, axis=-1)
     return jnp.where(dead, -jnp.inf, tempered)
+
+
+_temper_level = jax.jit(temper_level)
 
 
 # --- best of N, best and worst of K --------------------------------------------------------------

@@ -143,7 +143,7 @@ def online_dpo_step(
         jnp.asarray(theta),
         jnp.float64(strength),
     )
-    if not math.isfinite(_slope_norm(theta, arguments)):
+    if not math.isfinite(_measured(theta, arguments)[1]):
         raise InputError(
             f"tau {setting.tau!r} and beta {setting.beta!r}: the gradient at the generating policy "
             f"leaves float64"
@@ -152,19 +152,19 @@ def online_dpo_step(
         theta = _to_the_ridge(theta, arguments, setting)
     else:
         theta = np.asarray(_descend(theta, arguments, setting.update.steps, setting.update.rate))
-    slope = _slope_norm(theta, arguments)
+    loss, slope = _measured(theta, arguments)
     if not (np.isfinite(theta).all() and math.isfinite(slope)):
         raise ConvergenceError(
             f"the gradient was finite at the generating policy, and the logits or their gradient "
             f"are no longer finite after {setting.update}: the steps are too large"
         )
-    after = list(policies.log_policy(jnp.asarray(theta)))
+    after = list(_levels(policies, jnp.asarray(theta)))
     log_p = np.asarray(leaf_log_probs(tree, after))
     return Iteration(
         log_policy=after,
         log_p=log_p,
         no_pair=pairs.no_pair,
-        loss=-float(_gain(jnp.asarray(theta), *arguments[:-1], jnp.float64(0.0))),
+        loss=loss,
         gradient=slope,
         utility=expected_reward(tree, log_p, utility),
         kl_from_start=kl(tree, log_p, leaf_log_probs(tree, log_policy) if start is None else start),
@@ -213,13 +213,21 @@ def _pair_gain(ratio, mass, beta):
     return jnp.sum(mass * jax.nn.log_sigmoid(margin))
 
 
+def _measured(theta: np.ndarray, arguments: tuple) -> tuple[float, float]:
+    """The loss without the ridge, and the norm of the gradient with it."""
+    loss, slope = _loss_and_slope(jnp.asarray(theta), arguments)
+    return float(loss), float(slope)
+
+
 @jax.jit
-def _slope(theta, arguments):
-    return jax.grad(_gain)(theta, *arguments)
+def _loss_and_slope(theta, arguments):
+    loss = -_gain(theta, *arguments[:-1], jnp.zeros(()))
+    return loss, jnp.linalg.norm(jax.grad(_gain)(theta, *arguments))
 
 
-def _slope_norm(theta: np.ndarray, arguments: tuple) -> float:
-    return float(jnp.linalg.norm(_slope(jnp.asarray(theta), arguments)))
+@jax.jit
+def _levels(policies, theta):
+    return policies.log_policy(theta)
 
 
 @jax.jit

@@ -167,7 +167,7 @@ def test_masses_at_the_end_of_float64_make_no_nan(logs: list[float], k: int):
         assert pairs.joint.sum() + pairs.no_pair[0] == pytest.approx(1.0, abs=1e-12)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(WIDE_LOGS, st.integers(2, 10**5), st.permutations(range(8)))
 def test_wide_masses_give_distributions_without_a_warning(logs: list[float], k: int, order):
     log_p = spread(logs)[:, list(order)]

@@ -190,9 +190,7 @@ def test_ipo_of_one_component_does_not_see_the_counts_of_another_and_refuses_a_w
     known = ob.ipo_optimum(PLAIN, flat, PairData.of(PLAIN, rows), tau=0.5)
     assert known.log_p is not None
     np.testing.assert_allclose(known.log_p[:, 0] - known.log_p[:, 1], 0.5, atol=1e-14)
-    with pytest.raises(
-        InputError, match=r"prompt 'x'.* span 1\.0 to 1000000000000000\.0; .* 1e\+14"
-    ):
+    with pytest.raises(InputError, match=r"prompt 'x'.* span 1\.0 to 10{15}\.0; .* 1e\+14"):
         ob.ipo_optimum(PLAIN, flat, PairData.of(PLAIN, [(0, 0, 1, 1.0), (0, 1, 2, 1e15)]), tau=0.5)
 
 
