@@ -279,6 +279,24 @@ def test_a_population_by_enumeration():
     assert data.total == pytest.approx(sampler_invariance.PAIRS * kept)
 
 
+def test_each_sampler_and_the_fresh_pairs_have_fits_of_their_own(monkeypatch):
+    """A DPO fit that forgets its reference is noticed on every one of them; MLE has none."""
+
+    def forgets(tree, data, start, beta, log_ref):
+        return fit_dense(tree, data, start, beta, None)
+
+    fit_dense = sampler_invariance.fit_dense
+    monkeypatch.setattr(sampler_invariance, "fit_dense", forgets)
+    trial = sampler_invariance.trial(generator(11, "sampler-invariance", 5), 5)
+    samplers = [f"pairs from {name}" for name in ("the reference", "the optimum", "another policy")]
+    broken = {c.part for c in trial.certificates if not c.holds}
+    assert {f"{part}: DPO's policy" for part in samplers} <= broken
+    assert "imputed labels, DPO on fresh pairs and RLHF" in broken
+    held = {c.part for c in trial.certificates if c.holds}
+    for part in samplers:
+        assert {f"{part}: RLHF's policy", f"{part}: MLE's policy", f"{part}: DPO"} <= held
+
+
 def test_sure_labels_have_no_maximiser():
     """Why imputed labels must be drawn: the winner by the reward always wins."""
     tree = one_step_tree("a", "b", "c")

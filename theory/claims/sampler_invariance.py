@@ -34,11 +34,13 @@ from theory.tree import TokenTree
 NAME = "sampler-invariance"
 STATEMENT = (
     "App. A.1 (H1), as a statement about populations: pairs come from any sampler that reaches "
-    "every completion (offline data, the reference, the policy itself), labels from Bradley-Terry "
-    "at r. Then the fitted reward is r up to a shift a prompt, MLE gives P*_r and DPO gives P*_r "
-    ". P_ref, whatever the sampler; so does any policy class that holds this optimum. If the "
-    "labels are imputed by the reward fitted to an offline set, DPO on fresh on-policy pairs "
-    "returns the optimum of DPO on the offline set itself."
+    "every completion (the reference, the optimum itself, another policy), labels from "
+    "Bradley-Terry at r. Then the fitted reward is r up to a shift a prompt, MLE fitted over all "
+    "policies gives P*_r and DPO gives P*_r . P_ref, whatever the sampler; so does a list that "
+    "holds this optimum. If the labels are imputed by the reward fitted to an offline set, DPO "
+    "fitted to fresh pairs returns the policy of DPO fitted to the offline set itself. The fresh "
+    "pairs are drawn half from that policy and half uniformly: drawn from it alone, pairs of "
+    "completions that it nearly never generates are too rare for float64 to see their slope."
 )
 LEFT_OUT = (
     "The paper argues with the data-processing inequality and states no theorem. The invariance "
@@ -52,7 +54,7 @@ PAIRS = 1000.0  # comparisons that a population stands for: a scale of the likel
 
 
 def trial(rng: np.random.Generator, index: int) -> Trial:
-    """A reward, a reference and three samplers, one of them on-policy; then imputed labels."""
+    """A reward, a reference and three samplers, one on-policy (the optimum); imputed labels."""
     tree = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
     beta = random_beta(rng)
     r = random_reward(rng, tree, 0.7 * min(beta, 1.0))  # r and r / beta both small: sharp fits
@@ -60,17 +62,17 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     optimum = log_optimal(tree, r, beta, log_ref)
     samplers = {
         "the reference": log_ref,
-        "the policy": optimum,
+        "the optimum": optimum,
         "another policy": random_log_p(rng, tree, 0.7),
     }
     found = []
     for name, log_q in samplers.items():
-        found += _reward_side(tree, r, population(tree, r, log_q), beta, f"pairs from {name}")
-    data = population(tree, r, optimum)
-    found += _policy_side(rng, tree, data, optimum, beta, log_ref)
+        data, part = population(tree, r, log_q), f"pairs from {name}"
+        found += _reward_side(tree, r, data, beta, part)
+        found += _policy_side(rng, tree, data, (r, beta, log_ref), part)
     found.append(_listed(rng, tree, r, samplers, beta, log_ref))
     found += _imputed(rng, tree, beta, log_ref)
-    return Trial(tuple(found), drawn=Drawn.of(tree, data))
+    return Trial(tuple(found), drawn=Drawn.of(tree, population(tree, r, optimum)))
 
 
 def population(tree: TokenTree, r: np.ndarray, log_q: np.ndarray) -> PairData:
@@ -103,7 +105,7 @@ def _reward_side(
     reached = np.asarray(leaf_log_probs(tree, solution.log_policy))
     return [
         close(NAME, f"{part}: gradient at r", slope, np.zeros_like(slope)),
-        same(tree, NAME, f"{part}: the MLE policy", reached, log_optimal(tree, r, beta)),
+        same(tree, NAME, f"{part}: RLHF's policy", reached, log_optimal(tree, r, beta)),
     ]
 
 
@@ -111,26 +113,34 @@ def _policy_side(
     rng: np.random.Generator,
     tree: TokenTree,
     data: PairData,
-    optimum: np.ndarray,
-    beta: float,
-    log_ref: np.ndarray,
+    population_of: tuple[np.ndarray, float, np.ndarray],
+    part: str,
 ) -> list[Certificate]:
-    """DPO in the logits of tokens, from a random start, on on-policy pairs."""
-    start = policy_from_leaves(tree, random_log_p(rng, tree))
-    fit = fit_dense(tree, data, TabularPolicies.of(tree).logits(start), beta, log_ref)
-    part = "DPO on on-policy pairs"
-    return [
-        stationary(NAME, part, fit),
-        same(tree, NAME, part, fit.log_p, optimum),
-    ]
+    """MLE and DPO in the logits of tokens, each from a random start, on the pairs of one sampler.
+
+    population_of: the reward, beta and the reference.
+    """
+    r, beta, log_ref = population_of
+    found = []
+    for name, held in (("MLE", None), ("DPO", log_ref)):
+        fit = fit_dense(tree, data, _start(rng, tree), beta, held)
+        optimum = log_optimal(tree, r, beta, held)
+        found.append(stationary(NAME, f"{part}: {name}", fit))
+        found.append(same(tree, NAME, f"{part}: {name}'s policy", fit.log_p, optimum))
+    return found
+
+
+def _start(rng: np.random.Generator, tree: TokenTree) -> np.ndarray:
+    """Logits of a random policy."""
+    return TabularPolicies.of(tree).logits(policy_from_leaves(tree, random_log_p(rng, tree)))
 
 
 def fit_dense(
-    tree: TokenTree, data: PairData, start: np.ndarray, beta: float, log_ref: np.ndarray
+    tree: TokenTree, data: PairData, start: np.ndarray, beta: float, log_ref: np.ndarray | None
 ) -> PolicyFit:
-    """DPO over all policies; the wins are one (P, L, L) table, so that one program serves a tree.
+    """DPO over all policies (MLE without log_ref), from the logits of `TabularPolicies`.
 
-    start: logits of `TabularPolicies`.
+    The wins are one (P, L, L) table, so that one program serves every data set on a tree.
     """
     wins = np.zeros((tree.n_prompts, tree.n_leaves, tree.n_leaves))
     np.add.at(wins, (data.prompt, data.winner, data.loser), data.count)
@@ -139,7 +149,7 @@ def fit_dense(
         TabularPolicies.of(tree),
         jnp.asarray(wins),
         jnp.asarray(mask),
-        jnp.asarray(np.where(mask, log_ref, 0.0)),
+        jnp.asarray(np.where(mask, 0.0 if log_ref is None else log_ref, 0.0)),
         jnp.float64(beta),
     )
     return maximise(_dense_likelihood, start, arguments, scale=data.total)
@@ -173,20 +183,25 @@ def _listed(
 def _imputed(
     rng: np.random.Generator, tree: TokenTree, beta: float, log_ref: np.ndarray
 ) -> list[Certificate]:
-    """Fit a reward to offline pairs, label on-policy pairs by it, fit again: nothing is new."""
+    """DPO on offline pairs; DPO on fresh pairs that the fitted reward labels: nothing is new.
+
+    The fresh pairs: half of the draws from the offline optimum, half uniform (see STATEMENT).
+    """
     offline_data = two_way_pairs(rng, tree, connected=True)
     optima = fit_tabular(tree, offline_data)
     r = optima.member(rng.normal(size=optima.graph.n_components))
-    policy = log_optimal(tree, r, beta, log_ref)
-    # half on-policy, half uniform: a policy far from uniform alone would leave the fit no slope
-    mixed = np.where(tree.leaf_mask, 0.5 * np.exp(policy) + 0.5 / len(tree.leaves), 1.0)
-    fresh = fit_tabular(tree, population(tree, r, np.log(mixed)))
-    again = log_optimal(tree, fresh.member(np.zeros(fresh.graph.n_components)), beta, log_ref)
+    first = fit_dense(tree, offline_data, _start(rng, tree), beta, log_ref)
+    drawn = np.where(tree.leaf_mask, 0.5 * np.exp(first.log_p) + 0.5 / len(tree.leaves), 1.0)
+    fresh = population(tree, r, np.log(drawn))
+    again = fit_dense(tree, fresh, _start(rng, tree), beta, log_ref)
     best = optima.log_likelihood if optima.log_likelihood is not None else math.nan
-    part = "imputed labels"
+    part = "imputed labels, DPO on fresh pairs"
     return [
-        same(tree, NAME, f"{part}: DPO on fresh pairs is DPO on offline pairs", again, policy),
-        attains(NAME, part, again, offline_data, best, beta=beta, log_ref=log_ref),
+        stationary(NAME, "imputed labels, DPO on offline pairs", first),
+        stationary(NAME, part, again),
+        same(tree, NAME, f"{part} and on offline pairs", again.log_p, first.log_p),
+        same(tree, NAME, f"{part} and RLHF", again.log_p, log_optimal(tree, r, beta, log_ref)),
+        attains(NAME, part, again.log_p, offline_data, best, beta=beta, log_ref=log_ref),
     ]
 
 
