@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from theory.__main__ import main
-from theory.claims import lemma_2_1
+from theory.certificate import SLACK, Certificate, Twin
+from theory.claims import CLAIMS, lemma_2_1
+from theory.claims.base import ClaimResult
 from theory.claims.replay import twin_file
 from theory.commands import check
 from theory.commands.check import Check
@@ -18,6 +22,8 @@ from theory.fit import ConvergenceError
 
 KEYS = [
     "claim",
+    "seed",
+    "arithmetic",
     "statement",
     "holds",
     "lhs",
@@ -83,7 +89,18 @@ def test_a_twin_that_does_not_fail_exits_1(monkeypatch, capsys):
         ({"trial": 0}, "--trial runs one trial of one claim: say which with --claim"),
         ({"trial": 0, "claim": "lemma-2.1", "json": Path("x.json")}, "leave it out with --trial"),
         ({"replay": Path("nowhere.json")}, "nowhere.json"),
-        ({"replay": Path("x.json"), "json": Path("y.json")}, "leave it out with --replay"),
+        ({"trial": 1, "trials": 5, "claim": "lemma-2.1"}, "one trial: leave out --trials 5"),
+        *(
+            ({"replay": Path("x.json"), name: value}, f"leave out --{name} {value}")
+            for name, value in {
+                "claim": "lemma-2.1",
+                "trials": 5,
+                "seed": 1,
+                "arithmetic": "rational",
+                "json": Path("y.json"),
+            }.items()
+        ),
+        ({"replay": Path("x.json"), "claim": "lemma-2.1", "trial": 0}, "leave out --claim"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(arguments, message, monkeypatch):
@@ -99,6 +116,38 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(monkeypatch, t
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"check\.json"):
         Check(json=tmp_path / "file" / "check.json").run()
+
+
+def test_a_record_says_how_to_run_it_again(tmp_path):
+    path = tmp_path / "check.json"
+    Check(claim="lemma-2.1", trials=2, seed=9, arithmetic="rational", json=path).run()
+    (record,) = json.loads(path.read_text())
+    assert (record["seed"], record["arithmetic"], record["trials"]) == (9, "rational", 2)
+
+
+def test_fewer_than_half_of_the_trials_with_something_to_say_exit_1(monkeypatch, capsys):
+    def trial(rng, index):
+        return replace(lemma_2_1.trial(rng, index), vacuous=index != 0)
+
+    claim = replace(lemma_2_1.CLAIM, trial=trial)
+    monkeypatch.setattr("theory.claims.CLAIMS", (claim,))
+    assert Check(trials=2).run() == 0
+    assert Check(trials=3).run() == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "lemma-2.1 SAYS TOO LITTLE: 1 of 3 trials were not vacuous" in shown
+
+
+def test_the_table_fits_80_columns_whole():
+    names = [claim.name for claim in CLAIMS]
+    claims = [replace(lemma_2_1.CLAIM, name=name) for name in names]
+    worst = Certificate("", -0.000012345, -0.000012345, SLACK)
+    twins = (Twin("", 0.01234), Twin("", 12.345)) * 5
+    results = [ClaimResult(claim, 200, 200, worst, 0, twins) for claim in claims]
+    text = io.StringIO()
+    Console(file=text, width=80).print(check._table(results), crop=False)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text.getvalue()
+    assert max(len(line.rstrip()) for line in text.getvalue().splitlines()) <= 80
+    assert text.getvalue().count("200/200") == len(names)
 
 
 # --- one trial, one twin -------------------------------------------------------------------------

@@ -327,6 +327,10 @@ def test_a_twin_that_does_not_fail_is_noticed():
 def test_vacuous_trials_alone_show_nothing():
     empty = Trial((Certificate("c", 0.0, 0.0),), vacuous=True)
     assert not run_claim(claim_with(lambda rng, i: empty, 1.0)).holds
+    said = Trial((Certificate("c", 0.0, 0.0),))
+    one = claim_with(lambda rng, i: empty if i else said, 1.0)
+    assert run_claim(one, trials=2).holds
+    assert not run_claim(one, trials=3).holds  # less than half says too little
 
 
 def test_separable_data_stop_both_roads():

@@ -78,21 +78,32 @@ class ClaimResult:
     worst_trial: int  # its index: with the seed, all that is needed to run it again
     twins: tuple[Twin, ...]
     drawn: tuple[Drawn, ...] = ()
+    seed: int = 0
+
+    @property
+    def said_enough(self) -> bool:
+        """At least half of the trials were not vacuous."""
+        return self.nonvacuous > 0 and 2 * self.nonvacuous >= self.trials
 
     @property
     def holds(self) -> bool:
-        """Every certificate holds, and at least one trial was not vacuous."""
-        return self.worst.holds and self.nonvacuous > 0
+        """Every certificate holds, and at least half of the trials were not vacuous."""
+        return self.worst.holds and self.said_enough
 
     @property
     def passes(self) -> bool:
         """The claim holds and every twin misses clearly."""
         return self.holds and bool(self.twins) and all(twin.fails for twin in self.twins)
 
-    def to_json(self) -> dict[str, object]:
-        """The record of check.json; a number that is not finite becomes null."""
+    def to_json(self, arithmetic: str = "float") -> dict[str, object]:
+        """The record of check.json; a number that is not finite becomes null.
+
+        claim, seed, arithmetic and trials are all that is needed to run it again.
+        """
         return {
             "claim": self.claim.name,
+            "seed": self.seed,
+            "arithmetic": arithmetic,
             "statement": self.claim.statement,
             "holds": self.holds,
             "lhs": _finite(self.worst.lhs),
@@ -174,7 +185,7 @@ def run_trials(
         on_trial()
     certificate, place = max(found, key=lambda pair: pair[0].residual)
     twins = run_twins(claim)
-    return ClaimResult(claim, len(found), nonvacuous, certificate, place, twins, tuple(drawn))
+    return ClaimResult(claim, len(found), nonvacuous, certificate, place, twins, tuple(drawn), seed)
 
 
 def run_trial(claim: Claim, index: int, *, seed: int) -> Trial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, log_expit
@@ -55,13 +56,16 @@ def trial(rng: np.random.Generator, index: int) -> Trial:
     c = random_reward(rng, tree, 10.0 ** rng.uniform(-1.0, 1.0))[:, :1]
     data = sample_pairs(tree, r, 64, seed=int(rng.integers(2**32)))
     smaller = random_tree(rng, FIT_SHAPES[index % len(FIT_SHAPES)])
+    target = random_reward(rng, smaller, 0.7 * min(beta, 1.0))  # small margins: a sharp fit
+    labels = connected_labels(rng, smaller, target)
     return Trial(
         (
             *_blind(tree, r, c, data),
             *_policies(tree, r, c, beta, random_log_p(rng, tree)),
-            *_got_back(rng, smaller, beta),
+            *_got_back(smaller, target, labels, beta, rng),
         ),
-        drawn=Drawn.of(tree, data),
+        # what was drawn for the converse: to the invariance it does not matter which data it is
+        drawn=replace(Drawn.of(tree), data=Drawn.of(smaller, labels).data),
     )
 
 
@@ -98,10 +102,10 @@ def _policies(
     ]
 
 
-def _got_back(rng: np.random.Generator, tree: TokenTree, beta: float) -> list[Certificate]:
-    """A reward from exact labels on a random connected graph of pairs."""
-    r = random_reward(rng, tree, 0.7 * min(beta, 1.0))  # small margins: a sharp fit
-    data = connected_labels(rng, tree, r)
+def _got_back(
+    tree: TokenTree, r: np.ndarray, data: PairData, beta: float, rng: np.random.Generator
+) -> list[Certificate]:
+    """A reward from its exact labels on a random connected graph of pairs."""
     optima = fit_tabular(tree, data)
     fitted = optima.member(rng.normal(size=optima.graph.n_components))
     gap = ((fitted - r) / beta)[:, tree.leaves]
