@@ -18,10 +18,13 @@ from scipy.optimize import linprog, minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from theory.certificate import SLACK
 from theory.classes import SoftOptimalPolicies, TabularPolicies, chain
+from theory.fit import ConvergenceError
 from theory.preferences import PairData
 from theory.soft import check_beta
 
+RESOLVED = 1e-8  # relative: what may be left of the gradient of the rarest comparison
 NULL = 1e-9  # relative curvature below which a direction counts as flat
 PAD = 160  # pairs are padded with count 0 to a multiple of PAD, so that few shapes are compiled
 
@@ -57,6 +60,10 @@ def fit_policy(
     Raises InputError for beta <= 0, and NoMaximiserError if the class is TabularPolicies or
     SoftOptimalPolicies and the likelihood has no maximiser on it (for every reference and beta
     alike). In other classes existence is the caller's business.
+
+    Counts within a factor of 1e5 of each other are fitted to rounding; beyond that a rare
+    comparison bends the likelihood too little for the steps taken here. Raises ConvergenceError if
+    the gradient left, per comparison, is above `gradient_limit`; no policy stands in for one.
     """
     check_beta(beta)
     check_maximiser(policies, data)
@@ -74,7 +81,23 @@ def fit_policy(
         _padded(margin, size),
         jnp.float64(beta),
     )
-    return maximise(_log_likelihood, start, arguments, scale=data.total)
+    fit = maximise(_log_likelihood, start, arguments, scale=data.total)
+    limit = gradient_limit(data)
+    if not fit.gradient <= beta * limit:
+        raise ConvergenceError(
+            f"gradient {fit.gradient:.1e} a comparison is left, limit {beta * limit:.1e}: "
+            f"the counts go from {data.count.min():g} to {data.count.max():g}"
+        )
+    return fit
+
+
+def gradient_limit(data: PairData) -> float:
+    """Largest gradient, per comparison and over beta, that a fit of policies may leave.
+
+    Never above SLACK; and below RESOLVED times the share of the rarest comparison, so that the
+    gradient of that comparison is itself 0 to eight digits.
+    """
+    return min(SLACK, RESOLVED * float(data.count.min()) / data.total)
 
 
 def check_maximiser(policies: Any, data: PairData) -> None:

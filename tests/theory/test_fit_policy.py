@@ -15,7 +15,7 @@ from theory.classes import (
     TabularPolicies,
     bigram_policies,
 )
-from theory.fit import fit_linear, fit_tabular
+from theory.fit import ConvergenceError, fit_linear, fit_tabular
 from theory.fit_policy import NoMaximiserError, check_maximiser, fit_policy
 from theory.preferences import PairData, sample_pairs
 from theory.tree import TokenTree
@@ -77,3 +77,31 @@ def test_planted_pairs_are_let_through():
     policies = TabularPolicies.of(TREE)
     fit = fit_policy(policies, data, rng.normal(size=policies.dimension))
     assert fit.gradient < 1e-14
+
+
+@given(st.floats(0.0, 9.0), st.floats(0.0, 9.0), st.sampled_from([0.1, 1.0, 10.0]), seeds)
+def test_uneven_counts_are_fitted_to_rounding_or_refused(first, second, beta, seed):
+    """Margins of a chain of pairs are log odds; a fit that stops short of them is not returned."""
+    odds = 10.0 ** np.asarray([first, second])
+    rows = [(0, 0, 1, odds[0]), (0, 1, 0, 1.0), (0, 1, 2, odds[1]), (0, 2, 1, 1.0)]
+    policies = TabularPolicies.of(TREE)
+    start = np.random.default_rng(seed).normal(size=policies.dimension)
+    try:
+        fit = fit_policy(policies, PairData.of(TREE, rows), start, beta=beta)
+    except ConvergenceError:
+        assert max(first, second) > 5.0  # what the docstring promises
+        return
+    margins = beta * (fit.log_p[0, :2] - fit.log_p[0, 1:])
+    np.testing.assert_allclose(margins, np.log(odds), atol=1e-6)
+
+
+def test_a_fit_that_stops_short_is_not_returned(monkeypatch):
+    """Without Newton steps L-BFGS leaves a gradient that is no maximiser's."""
+    monkeypatch.setattr(
+        "theory.fit_policy._polish",
+        lambda objective, theta, arguments, scale: (theta, 1e-9, np.eye(len(theta))),
+    )
+    data = PairData.of(TREE, [(0, 0, 1, 3.0), (0, 1, 0, 2.0)])
+    policies = TabularPolicies.of(TREE)
+    with pytest.raises(ConvergenceError, match=r"gradient 1\.0e-09 a comparison is left"):
+        fit_policy(policies, data, np.zeros(policies.dimension))
