@@ -31,7 +31,10 @@ Command = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
+    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong.
+
+    130: interrupted from the keyboard. 1 also where an output could not be written after all.
+    """
     try:
         # Options check themselves as they are built, hence inside.
         command = tyro.cli(Command, prog="python -m theory", args=arguments)  # pyright: ignore
@@ -39,6 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output has gone: nobody to tell
+        sys.stdout = None
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'an output'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

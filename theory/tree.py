@@ -166,12 +166,17 @@ class TokenTree:
     def _index(self, words: Sequence[str]) -> int:
         index = 0
         for word in words:
-            if word not in self.tokens:
+            if word not in self._place:
                 raise InputError(
                     f"unknown token {word!r} in {' '.join(words)!r}; known: {list(self.tokens)}"
                 )
-            index = index * self.vocab + self.tokens.index(word)
+            index = index * self.vocab + self._place[word]
         return index
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        """Token -> its number."""
+        return {token: place for place, token in enumerate(self.tokens)}
 
     def _check_weights(self) -> None:
         if len(self.weights) != len(self.prompts):
