@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import cast
 
 import networkx as nx
@@ -256,24 +257,39 @@ def _attained(tree: TokenTree, log_p: np.ndarray, what: str) -> Optimum:
 def _least_squares(pair: np.ndarray, count: np.ndarray) -> np.ndarray:
     """argmin sum count (h(winner) - h(loser) - 1)^2 of mean 0 on one connected component.
 
-    One row for each two nodes that meet, heaviest first, and Householder's QR with column pivoting:
-    its error is small in every row (Cox and Higham 1998), so heavy rows do not drown light ones.
-    The last node is held at 0.
+    Steps with a QR factor of the weighted differences, the last node held at 0, from a slope that
+    is computed in fractions: heavy comparisons that disagree around a cycle leave large terms that
+    cancel, and in float64 their rounding drowns the light comparisons.
     """
-    low, high = pair.min(axis=0), pair.max(axis=0)
-    n = int(high.max()) + 1
-    met, row = np.unique(low * n + high, return_inverse=True)
-    weight = np.bincount(row, count)
-    target = np.bincount(row, np.where(pair[0] == low, count, -count)) / weight
-    order = np.argsort(-weight, kind="stable")
-    rows, root = np.arange(len(order)), np.sqrt(weight[order] / weight.max())
-    d = np.zeros((len(order), n))
-    d[rows, met[order] // n], d[rows, met[order] % n] = root, -root
-    factors = qr(d[:, :-1], mode="economic", pivoting=True)
-    q, r, pivot = cast(tuple[np.ndarray, np.ndarray, np.ndarray], factors)
-    h = np.zeros(n)
-    h[pivot] = solve_triangular(r, q.T @ (root * target[order]))
+    n = int(pair.max()) + 1
+    order = np.argsort(-count, kind="stable")
+    rows, root = np.arange(len(count)), np.sqrt(count[order] / count.max())
+    d = np.zeros((len(count), n))
+    d[rows, pair[0, order]], d[rows, pair[1, order]] = root, -root
+    factor, pivot = cast(tuple[np.ndarray, np.ndarray], qr(d[:, :-1], mode="r", pivoting=True))
+    factor = factor[: n - 1]
+    h, change = np.zeros(n), math.inf
+    for _ in range(50):
+        slope = _exact_slope(pair, count, h)[pivot]
+        move = np.zeros(n)
+        move[pivot] = solve_triangular(factor, solve_triangular(factor, slope, trans=1))
+        if not np.abs(move).max() < 0.5 * change:
+            break
+        h, change = h + move, float(np.abs(move).max())
+    if not change <= 1e-12 * (1.0 + float(np.abs(h).max())):
+        raise ConvergenceError(f"the last step of the least squares still moves by {change:.2e}")
     return h - h.mean()
+
+
+def _exact_slope(pair: np.ndarray, count: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Minus half the slope of `_least_squares` in h, over the largest count; rounded once."""
+    at, slope = [Fraction(value) for value in h.tolist()], [Fraction(0)] * len(h)
+    for i, j, weight in zip(*pair.tolist(), count.tolist(), strict=True):
+        pull = Fraction(weight) * (1 - at[i] + at[j])
+        slope[i] += pull
+        slope[j] -= pull
+    top = Fraction(float(count.max()))
+    return np.asarray([float(value / top) for value in slope])
 
 
 def _differences(tree: TokenTree, data: PairData) -> tuple[np.ndarray, np.ndarray]:
