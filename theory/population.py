@@ -221,7 +221,8 @@ def _measured(theta: np.ndarray, arguments: tuple) -> tuple[float, float]:
 
 @jax.jit
 def _loss_and_slope(theta, arguments):
-    loss = -_gain(theta, *arguments[:-1], jnp.zeros(()))
+    policies, mass, reference, tau, beta, origin, _ = arguments
+    loss = -_gain(theta, policies, mass, reference, tau, beta, origin, jnp.zeros(()))
     return loss, jnp.linalg.norm(jax.grad(_gain)(theta, *arguments))
 
 
