@@ -343,3 +343,8 @@ def test_comparisons_of_two_prompts_are_refused_as_data():
     tree = one_step_tree("a", "b", prompts=2)
     with pytest.raises(InputError, match="no prompt 2"):
         PairData.of(tree, [(2, 0, 1, 1.0)])
+
+
+def test_what_bt_shift_drew_is_what_its_converse_runs_on():
+    drawn = [bt_shift.trial(generator(0, bt_shift.NAME, i), i).drawn for i in range(6)]
+    assert {d.data for d in drawn if d is not None} == {"connected"}
