@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from theory.certificate import MIN_VIOLATION, SLACK
 from theory.claims import beta_limits, bt_shift, eq_11, eq_22, tempering
-from theory.claims.base import run_trials, run_twin, run_twins
+from theory.claims.base import generator, run_trials, run_twin, run_twins
 from theory.claims.instances import one_step_tree, random_log_p, random_policy, random_reward
 from theory.claims.leafwise import (
     at_most,
