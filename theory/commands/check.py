@@ -231,6 +231,10 @@ def _twin_line(claim: str, twin: Twin) -> str:
 
 def write_atomically(path: Path, body: object) -> None:
     """Write JSON whole or not at all."""
+    text = jsonlib.dumps(body, indent=1, sort_keys=False, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(jsonlib.dumps(body, indent=1, sort_keys=False, allow_nan=False) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
