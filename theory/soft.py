@@ -85,7 +85,11 @@ def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
     check_shape(tree, r)
     if isinstance(r, jax.Array):
         return r.astype(jnp.float64)
-    return jax.device_put(np.asarray(r, dtype=np.float64), may_alias=False)
+    memory = np.empty(r.size + 8)  # 64-byte aligned, JAX takes it as it is: one copy in all
+    start = -memory.ctypes.data % 64 // 8
+    own = memory[start : start + r.size].reshape(r.shape)
+    own[...] = r
+    return jax.device_put(own)
 
 
 def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
@@ -121,8 +125,8 @@ def _backup_complete(
     return [*above, *values[:-1]], [*first, *policies]
 
 
-_log = jax.jit(log_from_one)
-_plus = jax.jit(lambda top, beta, log_sum: top + beta * log_sum)
+_log = jax.jit(log_from_one, donate_argnums=0)
+_plus = jax.jit(lambda top, beta, log_sum: top + beta * log_sum, donate_argnums=0)
 
 
 @into
