@@ -13,6 +13,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from timing import verdict
 
 FLOOR, PEER = "#4c78a8", "#b0b0b0"
 
@@ -54,14 +55,16 @@ def draw(records: list[dict], out: Path) -> None:
 
 
 def markdown(record: dict) -> str:
-    """One table, with date, machine and versions above it."""
+    """One table, with command, date, machine, threads and versions above it."""
     machine = record["machine"]
     versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in record["versions"].items())
+    threads = ", ".join(f"{k} {v}" for k, v in machine["threads"].items())
     head = (
-        f"## {record['benchmark']}\n\n{record['date']}; {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; {versions}\n\n"
-        "| case | what | ms, min | ms, median | ratio, min | ratio, median | of / note |\n"
-        "|---|---|---|---|---|---|---|"
+        f"## {record['benchmark']}\n\n`{record['command']}`\n\n{record['date']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"load at the end {machine['load_at_end']:.1f}; {threads}; {versions}\n\n"
+        "| case | what | ms, min | ms, median | ratio, min | ratio, median | of / note | target |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     lines = [head]
     for line in record["rows"]:
@@ -69,7 +72,8 @@ def markdown(record: dict) -> str:
         cells = [f"{ms[k]:.2f}" if ms else "" for k in ("min", "median")]
         cells += [f"{ratio[k]:.2f}" if ratio else "" for k in ("min", "median")]
         note = line["note"] or line["ratio_to"]
-        lines.append(f"| {line['case']} | {line['name']} | {' | '.join(cells)} | {note} |")
+        cells += [note, verdict(line)]
+        lines.append(f"| {line['case']} | {line['name']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

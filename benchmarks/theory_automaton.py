@@ -9,7 +9,6 @@ Example: python benchmarks/theory_automaton.py --quick --json out/automaton.json
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from timing import finish, row
 
 from theory.automaton import (
     Automaton,
@@ -34,7 +34,6 @@ from theory.automaton import (
     table_sizes,
     to_tree,
 )
-from theory.commands.check import write_atomically
 from theory.errors import InputError
 from theory.outputs import check_output
 from theory.soft import log_optimal, soft_value_iteration
@@ -154,17 +153,34 @@ def main() -> int:
         return 2
     repeats = 2 if options.quick else 7
     sizes = (4, 8, 8) if options.quick else (8, 7, 16)
+    long, dense = long_horizon(repeats), against_tree(repeats, *sizes)
     record = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "jax": jax.__version__},
-        f"H={HORIZON} V={VOCAB} S={STATES}": long_horizon(repeats),
-        "against the dense tree": against_tree(repeats, *sizes),
+        f"H={HORIZON} V={VOCAB} S={STATES}": long,
+        "against the dense tree": dense,
         "largest difference of log P": largest_difference(),
         "ROUGE-L": rouge(10 if options.quick else 18),
     }
     show(record)
-    if options.json is not None:
-        write_atomically(options.json, record)
+    finish("theory_automaton", rows_of(long, dense, *sizes), ("jax", "numpy"), options.json, record)
     return 0
+
+
+def rows_of(long: dict, dense: dict, vocab: int, horizon: int, states: int) -> list[dict]:
+    """The timed figures as the lines that all benchmarks share."""
+    case = f"H={HORIZON} V={VOCAB} S={STATES}"
+    rows = [row(case, name, in_ms(cost), "") for name, cost in long.items() if timed(cost)]
+    case = f"H={horizon} V={vocab} S={states}"
+    note = f"of the automaton; log Z differs by {dense['difference of log Z']:.0e}"
+    rows.append(row(case, "automaton", in_ms(dense["automaton"]), ""))
+    return [*rows, row(case, "dense tree", in_ms(dense["tree"]), "automaton", note)]
+
+
+def timed(cost: object) -> bool:
+    return isinstance(cost, dict) and "best" in cost
+
+
+def in_ms(cost: dict[str, float]) -> dict[str, float]:
+    return {"min": 1e3 * cost["best"], "median": 1e3 * cost["median"]}
 
 
 def show(record: dict[str, object], indent: str = "") -> None:

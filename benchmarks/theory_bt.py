@@ -2,8 +2,10 @@
 
 python benchmarks/theory_bt.py [--json OUT] [--quick]
 
-Every peer must reach the same optimum to 1e-8 where its own tolerance allows it; the largest
-difference is printed.
+Every peer must reach our optimum, or the run fails: to its figure in TOLERANCE, which is what the
+settings given here allow it. The largest difference found is printed. Ours runs a thread a core
+over the fits; the peers run one fit after the other, each with as many BLAS threads as the record's
+`threads` say (unset: a thread a core).
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ from timing import INSTALL, finish, measure, row
 
 from theory.bradley_terry import fit_counts, fit_many
 
+TOLERANCE = {
+    "numpy Newton": 1e-8,
+    "scipy L-BFGS-B": 1e-5,
+    "sklearn lbfgs": 1e-5,
+    "choix ilsr_pairwise_dense": 1e-5,
+}
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "scikit-learn", "choix")
 
 
@@ -66,6 +74,16 @@ def sklearn_fit():
     return fit
 
 
+def agreed(name: str, ours, theirs) -> float:
+    """The largest difference of any fit. Raises AssertionError above the peer's tolerance."""
+    pairs = zip(ours, theirs, strict=True)
+    off = float(np.max([np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs]))
+    limit = TOLERANCE.get(name, 1e-8)
+    if not off <= limit:
+        raise AssertionError(f"{name} is {off:.1e} from our optimum, its tolerance is {limit:.0e}")
+    return off
+
+
 def features_case(replicates: int, pairs: int, dimension: int, repeats: int) -> list[dict]:
     case = f"d={dimension} N={pairs}, {replicates} fits"
     d, w = pairs_data(replicates, pairs, dimension)
@@ -85,8 +103,12 @@ def features_case(replicates: int, pairs: int, dimension: int, repeats: int) -> 
     rows.insert(0, row(case, "ours", costs["ours"], ""))
     for name, fit in peers.items():
         cost = {k: v * replicates / share[name] for k, v in costs[name].items()}
-        off = max(np.abs(fit(d[i]) - ours[i]).max() for i in range(min(few, 20)))
-        note = f"of ours; timed on {share[name]} fits, theta differs by {off:.0e}"
+        compared = range(min(few, 20))
+        off = agreed(name, [ours[i] for i in compared], [fit(d[i]) for i in compared])
+        note = (
+            f"of ours; timed on {share[name]} fits; theta differs by {off:.0e} on "
+            f"{len(compared)}, tolerance {TOLERANCE[name]:.0e}"
+        )
         rows.append(row(case, name, cost, "ours", note))
     return rows
 
@@ -104,17 +126,21 @@ def counts_case(replicates: int, items: int, pairs: int, repeats: int) -> list[d
     try:
         import choix
     except ImportError:
-        runs, off = {}, ""
+        runs, off = {}, 0.0
     else:
-        ours = np.asarray(fit_counts(wins))
+        ours = np.asarray(fit_counts(wins)[0])
         few = range(min(replicates, 50))
         runs = {"choix ilsr_pairwise_dense": lambda: [fit_by_choix(choix, wins[i]) for i in few]}
-        off = max(np.abs(fit_by_choix(choix, wins[i]) - ours[i]).max() for i in few)
+        name = "choix ilsr_pairwise_dense"
+        off = agreed(name, [ours[i] for i in few], [fit_by_choix(choix, wins[i]) for i in few])
     costs = measure({"ours": lambda: jax.block_until_ready(fit_counts(wins))} | runs, repeats)
     rows = [row(case, "ours", costs.pop("ours"), "")]
     for name, cost in costs.items():
         scaled = {k: v * replicates / len(few) for k, v in cost.items()}
-        note = f"of ours; timed on {len(few)} fits, strengths differ by {off:.0e}"
+        note = (
+            f"of ours; timed on {len(few)} fits; strengths differ by {off:.0e} on these, "
+            f"tolerance {TOLERANCE[name]:.0e}"
+        )
         rows.append(row(case, name, scaled, "ours", note))
     if not runs:
         rows.append(row(case, "choix ilsr_pairwise_dense", None, "", INSTALL))
