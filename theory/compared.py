@@ -10,12 +10,13 @@ Nothing is shared with the reward fits of `theory.fit`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.linalg import lstsq
 from scipy.special import expit, log_expit
 
 from theory._x64 import AnyArray
@@ -25,9 +26,12 @@ from theory.preferences import ComparisonGraph, PairData
 from theory.soft import check_beta, leaf_log_probs, policy_from_leaves
 from theory.tree import TokenTree
 
-MAX_WORK = 2e9  # distinct pairs times logits squared, of one prompt: a least-squares step each
-STEPS = 500  # of Gauss-Newton; a hard fit takes some 30
-PAD = 64  # sizes are padded to a multiple of PAD, so that few shapes are compiled
+MAX_WORK = 1e11  # operations of a whole fit: about a minute
+USUAL_STEPS = 20  # of a fit, for the estimate of its work
+OVERHEAD = 3e5  # operations a step takes however small its prompt
+STEPS = 500  # of Newton; a hard fit takes some 60
+EPS = float(np.finfo(np.float64).eps)
+RANK = 1e-13  # relative; the differences of the compared completions have full rank, far above
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class OfflineFit:
     """One maximiser of Eq. 9, or of the DPO likelihood; the masses of components are arbitrary."""
 
     log_p: Float[np.ndarray, "P L"]  # nats
-    step: float  # largest change of a margin by the last step, relative to it and to beta log P
+    step: float  # the larger of the last step of a margin and the largest net flow, both relative
     logits: int  # how many were fitted
 
 
@@ -49,6 +53,17 @@ class _Paths:
     base: Float[np.ndarray, " E"]  # log-probability of the token at theta = 0
     rest: Float[np.ndarray, " S"]  # probability of the tokens on no path there
     path: Int[np.ndarray, "C H"]  # logits of a completion; E where the token is forced
+    on: Float[np.ndarray, "C E"]  # 1 where a logit is on the path of a completion
+    visits: Float[np.ndarray, "C S"]  # 1 where a state is
+
+
+@dataclass(frozen=True)
+class _Duels:
+    """What was counted at one prompt; the counts of each component sum to 1."""
+
+    pair: Int[np.ndarray, "2 M"]  # distinct pairs of completions, in 0..C-1
+    wins: Float[np.ndarray, "2 M"]  # of the first and of the second
+    ground: Int[np.ndarray, " C"]  # the completion whose score is held, -1 at itself
 
 
 def fit_offline(
@@ -58,27 +73,32 @@ def fit_offline(
     *,
     beta: float = 1.0,
     log_ref: Float[AnyArray, "P L"] | None = None,
+    track: Callable[[list[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> OfflineFit:
     """Maximise Eq. 9 (or the DPO likelihood, if log_ref is given) over all policies.
 
     sum_i count_i log sigmoid(beta (log P(xi+) - log P(xi-) - log P_ref(xi+) + log P_ref(xi-))).
-    log_ref: finite on compared completions. Raises InputError for beta <= 0, an empty set (`graph`)
-    or a prompt beyond MAX_WORK (ask `offline_work` first), ConvergenceError short of the maximiser.
+    log_ref: finite on compared completions. track: passes the prompts on, one after the other, and
+    may show how many are done. Raises InputError for beta <= 0, an empty set (`graph`) or work
+    beyond MAX_WORK (ask `offline_work` first), ConvergenceError short of the maximiser: at every
+    compared completion the net flow must be within ROUNDING of the gross flow, and so must Newton's
+    last step of the margins, or within what beta log P rounds to.
     """
     check_beta(beta)
     if not graph.exists:
         raise InputError(f"there is no finite maximiser to fit: {graph.witness}")
-    if offline_work(tree, data) > MAX_WORK:
-        raise InputError(f"the fit takes {offline_work(tree, data):.1e} operations a step")
+    work = offline_work(tree, data)
+    if work > MAX_WORK:
+        raise InputError(f"the policy fit takes some {work:.1e} operations")
     start = np.where(tree.leaf_mask, 0.0, -np.inf) * np.ones((tree.n_prompts, 1))
     reference = start if log_ref is None else np.asarray(log_ref, dtype=np.float64)
     policy = [np.array(level) for level in policy_from_leaves(tree, reference)]
     worst, logits = 0.0, 0
-    for x in np.unique(data.prompt):
-        leaves, pair, wins = _tally(data, graph, int(x))
-        paths = _paths(tree, policy, int(x), leaves)
-        against = reference[x, leaves]
-        theta, step = _climb(paths, pair, wins, against[pair[0]] - against[pair[1]], beta)
+    for rows in track(_rows_by_prompt(data)):
+        x = int(data.prompt[rows[0]])
+        leaves, duels = _tally(data, graph, rows)
+        paths = _paths(tree, policy, x, leaves)
+        theta, step = _climb(paths, duels, reference[x, leaves], beta)
         for h, level in enumerate(policy):
             here = paths.level == h
             level[x].reshape(-1)[paths.slot[here]] += theta[here] / beta
@@ -88,142 +108,156 @@ def fit_offline(
 
 
 def offline_work(tree: TokenTree, data: PairData) -> float:
-    """Distinct pairs times logits squared of the largest prompt (see MAX_WORK)."""
+    """Operations that `fit_offline` takes, about: C^2 (C + E) a step of C completions, E logits."""
     work = 0.0
-    for x in np.unique(data.prompt):
-        here = data.prompt == x
-        leaves, pair = np.unique(np.stack([data.winner, data.loser])[:, here], return_inverse=True)
-        pairs = len(np.unique(np.sort(pair.reshape(2, -1), axis=0), axis=1).T)
+    for rows in _rows_by_prompt(data):
+        leaves = np.unique(np.concatenate([data.winner[rows], data.loser[rows]]))
         table = _table(tree, leaves)
-        work = max(work, pairs * float(len(np.unique(table[table >= 0]))) ** 2)
+        logits = len(np.unique(table[table >= 0]))
+        work += USUAL_STEPS * (OVERHEAD + float(len(leaves)) ** 2 * (len(leaves) + logits))
     return work
+
+
+def _rows_by_prompt(data: PairData) -> list[np.ndarray]:
+    order = np.argsort(data.prompt, kind="stable")
+    cuts = np.flatnonzero(np.diff(data.prompt[order])) + 1
+    return [rows for rows in np.split(order, cuts) if len(rows)]
 
 
 # --- one prompt ----------------------------------------------------------------------------------
 
 
 def _climb(
-    paths: _Paths,
-    pair: Int[np.ndarray, "2 M"],
-    wins: Float[np.ndarray, "2 M"],
-    reference: Float[np.ndarray, " M"],
-    beta: float,
+    paths: _Paths, duels: _Duels, reference: Float[np.ndarray, " C"], beta: float
 ) -> tuple[Float[np.ndarray, " E"], float]:
-    """Damped Gauss-Newton in the logits (times beta), from the reference: parameters, last step.
+    """Damped Newton in the logits (times beta), from the reference: parameters, error.
 
-    At a maximiser over all policies the slope in each log-probability is 0, so what Gauss-Newton
-    leaves out of the Hessian vanishes there and the steps end quadratically.
+    Newton's step in beta log P solves a Laplacian of flows, and a step in the logits takes it
+    there to first order. What that leaves out vanishes at a maximiser over all policies, where the
+    slope in each log-probability is 0: the steps end quadratically.
     """
+    first, second = duels.pair
     theta = np.zeros(len(paths.state))
-    arrays = _on_device(paths, beta)
     best, kept = np.inf, theta
     for _ in range(STEPS):
-        log_p, jacobian = _compared(theta, len(paths.path), arrays)
-        margin = beta * (log_p[pair[0]] - log_p[pair[1]] - reference)
-        slope = wins[0] * expit(-margin) - wins[1] * expit(margin)
-        bend = np.sqrt(wins.sum(axis=0) * expit(margin) * expit(-margin))
-        rise = beta * (jacobian[pair[0]] - jacobian[pair[1]])
-        if not bend.all():
+        log_p, rise = _log_probs(theta / beta, paths)
+        scores = beta * (log_p - reference)
+        margin = scores[first] - scores[second]
+        rounding = EPS * (1.0 + float(np.abs(margin).max()) + beta * float(np.abs(log_p).max()))
+        target, net = _newton(margin, duels)
+        change = float(np.abs(target[first] - target[second]).max())
+        # beta log P is what rounds: no flow is known better, and no margin
+        error = max(change / (rounding / EPS), net / (1.0 + 8.0 * rounding / ROUNDING))
+        if not np.isfinite(error):
             raise ConvergenceError("the policy fit left the range of float64: counts too uneven")
-        move = np.linalg.lstsq(bend[:, None] * rise, slope / bend, rcond=1e-10)[0]
-        change = float(np.abs(rise @ move).max())
-        scale = 1.0 + float(np.abs(margin).max()) + beta * float(np.abs(log_p).max())
-        error = change / scale  # beta log P is what rounds
         if error >= best and best < ROUNDING:
             break
         if error < best:
             best, kept = error, theta
+        inside = duels.ground >= 0
+        rows = rise[inside] - rise[duels.ground[inside]]
+        solved = lstsq(rows, target[inside], cond=RANK, lapack_driver="gelsy")
+        assert solved is not None  # its stub allows None
+        move = solved[0]
         length = np.log1p(change) / change if change > 0 else 1.0
-        value = _value(margin, wins)
-        for _ in range(40):
-            trial = theta + length * move
-            new = _compared(trial, len(paths.path), arrays)[0]
-            moved = beta * (new[pair[0]] - new[pair[1]] - reference)
-            if _value(moved, wins) >= value - 1e-13 * (1.0 + abs(value)):
-                break
-            length /= 2
-        theta = trial
+        theta = _uphill(theta, length * move, paths, duels, reference, beta)
     if not best < ROUNDING:
         raise ConvergenceError(
-            f"the policy fit is not at its maximiser: its last step moves a margin by {best:.1e} "
-            "(relative); the counts may be too uneven for float64"
+            f"the policy fit is not at its maximiser: a flow or a step of {best:.1e} (relative) is "
+            "left; the counts may be too uneven for float64"
         )
     return kept, best
 
 
-def _value(margin: np.ndarray, wins: np.ndarray) -> float:
-    return float(wins[0] @ log_expit(margin) + wins[1] @ log_expit(-margin))
+def _uphill(
+    theta: np.ndarray,
+    move: np.ndarray,
+    paths: _Paths,
+    duels: _Duels,
+    reference: np.ndarray,
+    beta: float,
+) -> Float[np.ndarray, " E"]:
+    """theta + move, or as many halvings of the move as the likelihood asks for."""
+
+    def value(at: np.ndarray) -> float:
+        scores = beta * (_log_probs(at / beta, paths)[0] - reference)
+        margin = scores[duels.pair[0]] - scores[duels.pair[1]]
+        return float(duels.wins[0] @ log_expit(margin) + duels.wins[1] @ log_expit(-margin))
+
+    here = value(theta)
+    for _ in range(40):
+        if value(theta + move) >= here - 1e-13 * (1.0 + abs(here)):
+            break
+        move = move / 2
+    return theta + move
 
 
-def _compared(
-    theta: np.ndarray, n: int, arrays: tuple[jax.Array, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """log P of the n compared completions (n,), nats, and its Jacobian in theta (n, E)."""
-    padded = np.zeros(arrays[1].shape[0])
-    padded[: len(theta)] = theta
-    log_p, jacobian = _with_jacobian(jnp.asarray(padded), *arrays)
-    return np.asarray(log_p)[:n], np.asarray(jacobian)[:n, : len(theta)]
+def _newton(
+    margin: Float[np.ndarray, " M"], duels: _Duels
+) -> tuple[Float[np.ndarray, " C"], float]:
+    """Newton's step in the scores beta log P, 0 at each ground; largest net flow, relative.
+
+    A duel's flow to its winner is wins * sigmoid(-margin); at a maximiser each completion's flows
+    cancel. The relative net flow is |in - out| / (in + out).
+    """
+    (first, second), n = duels.pair, len(duels.ground)
+    gain, loss = duels.wins[0] * expit(-margin), duels.wins[1] * expit(margin)
+    slope = np.bincount(first, gain - loss, n) - np.bincount(second, gain - loss, n)
+    gross = np.bincount(first, gain + loss, n) + np.bincount(second, gain + loss, n)
+    with np.errstate(invalid="ignore"):  # flows that underflow to 0: NaN, which is refused
+        net = float(np.max(np.abs(slope) / gross))
+    bend = duels.wins.sum(axis=0) * expit(margin) * expit(-margin)
+    weights = np.bincount(first * n + second, bend, n * n).reshape(n, n)
+    weights += weights.T
+    laplacian = np.diag(weights.sum(axis=1)) - weights
+    inside = duels.ground >= 0
+    step = np.zeros(n)
+    try:
+        step[inside] = np.linalg.solve(laplacian[np.ix_(inside, inside)], slope[inside])
+    except np.linalg.LinAlgError as error:
+        raise ConvergenceError("the policy fit left the range of float64") from error
+    return step, net
 
 
-@jax.jit
-def _with_jacobian(theta, state, base, rest, path, beta):
-    def log_probs(theta):
-        logits, states = base + theta / beta, rest.shape[0]
-        top = jax.ops.segment_max(logits, state, states)
-        top = jax.lax.stop_gradient(jnp.maximum(top, 0.0))
-        mass = jax.ops.segment_sum(jnp.exp(logits - top[state]), state, states)
-        mass = mass + rest * jnp.exp(-top)
-        step = logits - (top + jnp.log(mass))[state]
-        return jnp.concatenate([step, jnp.zeros(1)])[path].sum(axis=1)
-
-    return log_probs(theta), jax.jacobian(log_probs)(theta)
-
-
-def _on_device(paths: _Paths, beta: float) -> tuple[jax.Array, ...]:
-    """The arrays of `_with_jacobian`, padded; the last state takes the padding logits."""
-    edges, states = len(paths.state), len(paths.rest)
-    size, spare = _padded_size(edges), _padded_size(states + 1)
-    path = np.where(paths.path == edges, size, paths.path)
-    return (
-        jnp.asarray(_padded(paths.state, size, spare - 1)),
-        jnp.asarray(_padded(paths.base, size, 0.0)),
-        jnp.asarray(_padded(paths.rest, spare, 1.0)),
-        jnp.asarray(_padded(path, _padded_size(len(path)), size)),
-        jnp.float64(beta),
-    )
-
-
-def _padded_size(n: int) -> int:
-    return PAD * max(1, -(-n // PAD))
-
-
-def _padded(x: np.ndarray, size: int, value: float) -> np.ndarray:
-    """x continued along its first axis with `value` to `size` rows."""
-    rest = np.full((size - len(x), *x.shape[1:]), value, dtype=x.dtype)
-    return np.concatenate([x, rest])
+def _log_probs(
+    logits: Float[np.ndarray, " E"], paths: _Paths
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "C E"]]:
+    """log P of the compared completions, nats, and its Jacobian in logits added to `base`."""
+    states, moved = len(paths.rest), paths.base + logits
+    top = np.zeros(states)
+    np.maximum.at(top, paths.state, moved)
+    mass = np.bincount(paths.state, np.exp(moved - top[paths.state]), states)
+    log_mass = top + np.log(mass + paths.rest * np.exp(-top))
+    step = moved - log_mass[paths.state]
+    log_p = np.append(step, 0.0)[paths.path].sum(axis=1)
+    return log_p, paths.on - paths.visits[:, paths.state] * np.exp(step)
 
 
 # --- what the data of a prompt sees --------------------------------------------------------------
 
 
 def _tally(
-    data: PairData, graph: ComparisonGraph, x: int
-) -> tuple[np.ndarray, Int[np.ndarray, "2 M"], Float[np.ndarray, "2 M"]]:
-    """Compared leaves (C,), distinct pairs among them (2, M), wins of the first and of the second.
+    data: PairData, graph: ComparisonGraph, rows: Int[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " C"], _Duels]:
+    """Compared leaves of the prompt that `rows` belong to, and what was counted.
 
     Each component's counts are divided by their sum, so that none drowns another.
     """
-    here = data.prompt == x
-    leaves, ends = np.unique(np.stack([data.winner, data.loser])[:, here], return_inverse=True)
+    ends = np.stack([data.winner, data.loser])[:, rows]
+    leaves, ends = np.unique(ends, return_inverse=True)
     ends = ends.reshape(2, -1)
     pair, place = np.unique(np.sort(ends, axis=0), axis=1, return_inverse=True)
-    first = ends[0] < ends[1]
-    count, place = data.count[here], place.reshape(-1)
-    label = graph.component[x, data.winner[here]]
-    count = count / np.bincount(label, count)[label]
+    forward = ends[0] < ends[1]
+    count, place = data.count[rows], place.reshape(-1)
+    labels = graph.component[data.prompt[rows[0]], leaves]
+    _, first, local = np.unique(labels, return_index=True, return_inverse=True)
+    local = local.reshape(-1)
+    part = local[ends[0]]
+    count = count / np.bincount(part, count)[part]
     size = pair.shape[1]
-    wins = [np.bincount(place[side], count[side], size) for side in (first, ~first)]
-    return leaves, pair, np.stack(wins)
+    wins = [np.bincount(place[side], count[side], size) for side in (forward, ~forward)]
+    ground = np.where(first[local] == np.arange(len(leaves)), -1, first[local])
+    return leaves, _Duels(pair, np.stack(wins), ground)
 
 
 def _table(tree: TokenTree, leaves: np.ndarray) -> Int[np.ndarray, "C H"]:
@@ -248,7 +282,10 @@ def _paths(tree: TokenTree, policy: list[np.ndarray], x: int, leaves: np.ndarray
     flat = np.concatenate([step[x].reshape(-1) for step in policy])
     row = np.unique(number // tree.vocab)[:, None] * tree.vocab + np.arange(tree.vocab)
     rest = np.where(np.isin(row, number), 0.0, np.exp(flat[row])).sum(axis=1)
-    return _Paths(level, slot, state, flat[number], rest, path)
+    on = (path[:, :, None] == np.arange(len(number))).any(axis=1).astype(np.float64)
+    visits = np.zeros((len(path), len(rest)))
+    np.maximum.at(visits.T, state, on.T)
+    return _Paths(level, slot, state, flat[number], rest, path, on, visits)
 
 
 def _normalised(level: Float[np.ndarray, "P S V"]) -> Float[np.ndarray, "P S V"]:
