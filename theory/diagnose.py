@@ -1,8 +1,10 @@
 """What Bradley-Terry can learn from a set of comparisons: existence, identification, label noise.
 
 Definitions, used for every count below.
-- comparison: one label; a row with count k is k comparisons. `pairs` counts comparisons.
-- pair: an unordered {a, b} of two completions of one prompt. `distinct_pairs` counts pairs.
+- comparison: one label; a row with count k is k comparisons. Comparisons are what `pairs` (the
+  preference pairs of the data), `separable_pairs` and `pairs_without_annotator` count.
+- pair: an unordered {a, b} of two completions of one prompt. Pairs are what `distinct_pairs`,
+  `repeated_pairs`, `unanimous_pairs`, `two_way_pairs`, `tied_pairs` and `label_noise.pairs` count.
 - repeated: compared at least twice. unanimous: repeated, and always with the same winner. two-way:
   each side won at least once (repeated and not unanimous). tied: as many wins on both sides.
 - component: a weakly connected component of the comparison graph (node = completion that appears,
@@ -74,7 +76,8 @@ class LabelNoise:
     conservative if pairs are independent, since a share in [0, 1] with mean p has variance
     <= p (1 - p).
     least_log_loss: the smallest in-sample Bradley-Terry log-loss that any reward has on the
-    comparisons of repeated pairs. entropy_floor: the same for any model of pairs at all; the two
+    comparisons of repeated pairs; None where it was not found, for least_log_loss_missing's reason.
+    entropy_floor: the same for any model of pairs at all; the two
     are equal unless the repeated pairs form cycles.
     fresh_log_loss, best_accuracy: bounds for new labels of those pairs, each pair of equal weight.
     With p a pair's true probability, 1 - agreement is 2 p (1 - p) on average. No model's expected
@@ -90,7 +93,8 @@ class LabelNoise:
     pairs: int  # repeated pairs with two annotators
     couples: int  # couples of comparisons of one pair by different annotators
     couples_of_one_annotator: int
-    least_log_loss: float
+    least_log_loss: float | None
+    least_log_loss_missing: str | None
     entropy_floor: float
     fresh_log_loss: float
     fresh_log_loss_interval: tuple[float, float]
@@ -104,10 +108,10 @@ class Diagnosis:
     rows: int
     dropped: Mapping[str, int]
     clashes: Clashes | None
-    pairs: int
+    pairs: int  # comparisons
     prompts: int
     completions: int
-    distinct_pairs: int
+    distinct_pairs: int  # these five: pairs {a, b}
     repeated_pairs: int
     unanimous_pairs: int
     two_way_pairs: int
@@ -120,12 +124,13 @@ class Diagnosis:
     separable_pairs: int  # comparisons
     free_component_masses: int  # components - prompts
     dimension: int | None  # the same on prompts with a finite maximiser; None if there is none
-    least_log_loss: float  # of all comparisons, infimum over rewards, nats a comparison
+    least_log_loss: float | None  # of all comparisons, infimum over rewards, nats a comparison
+    least_log_loss_missing: str | None  # why it is None
     triples: int
     intransitive_triples: int
     majority_cycles: int
     annotators: int | None
-    pairs_without_annotator: int
+    pairs_without_annotator: int  # comparisons
     label_noise: LabelNoise | None  # None where no pair was compared by two annotators
 
 
@@ -141,6 +146,7 @@ def diagnose(data: Comparisons) -> Diagnosis:
     worse = pairs.low + pairs.high - better
     strict = pairs.low_wins != pairs.high_wins
     transitive, cyclic = count_triples(better[strict], worse[strict], data.n_completions)
+    least, missing = _floor(pairs)
     return Diagnosis(
         rows=data.rows,
         dropped=data.dropped,
@@ -163,7 +169,8 @@ def diagnose(data: Comparisons) -> Diagnosis:
         dimension=int((graph.components_of[graph.finite] - 1).sum())
         if graph.finite.any()
         else None,
-        least_log_loss=least_log_loss(pairs.low, pairs.high, pairs.low_wins, pairs.high_wins),
+        least_log_loss=least,
+        least_log_loss_missing=missing,
         triples=transitive + cyclic,
         intransitive_triples=cyclic,
         majority_cycles=count_cycles(better[strict], worse[strict], data.n_completions),
@@ -266,6 +273,7 @@ def label_noise(data: Comparisons, pairs: Pairs) -> LabelNoise | None:
     agreement = float(np.mean(agreeing[counted] / couples[counted]))
     low, high = wilson(agreement, n)
     repeated = pairs[pairs.total >= 2]
+    least, missing = _floor(repeated)
     return LabelNoise(
         agreement=agreement,
         interval=(low, high),
@@ -273,9 +281,8 @@ def label_noise(data: Comparisons, pairs: Pairs) -> LabelNoise | None:
         pairs=n,
         couples=int(couples.sum()),
         couples_of_one_annotator=int(own.sum()),
-        least_log_loss=least_log_loss(
-            repeated.low, repeated.high, repeated.low_wins, repeated.high_wins
-        ),
+        least_log_loss=least,
+        least_log_loss_missing=missing,
         entropy_floor=entropy_floor(repeated),
         fresh_log_loss=_fresh_log_loss(agreement),
         fresh_log_loss_interval=(_fresh_log_loss(high), _fresh_log_loss(low)),
@@ -284,6 +291,14 @@ def label_noise(data: Comparisons, pairs: Pairs) -> LabelNoise | None:
             (1.0 + math.sqrt(max(2.0 * agreement - 1.0, 0.0))) / 2.0,
         ),
     )
+
+
+def _floor(pairs: Pairs) -> tuple[float | None, str | None]:
+    """(least_log_loss, None), or (None, why it was not found)."""
+    try:
+        return least_log_loss(pairs.low, pairs.high, pairs.low_wins, pairs.high_wins), None
+    except ArithmeticError as error:
+        return None, str(error)
 
 
 def _fresh_log_loss(agreement: float) -> float:

@@ -26,14 +26,23 @@ def _existence(d: Diagnosis) -> list[str]:
         f"A finite maximum-likelihood reward exists on {d.prompts_with_finite_mle:,} of "
         f"{_many(d.prompts, 'prompt')} ({_percent(d.prompts_with_finite_mle, d.prompts)}). On the "
         f"other {without:,} some completions win against others and never lose back, so the "
-        "likelihood grows without end as their rewards part: there a reward or a DPO policy that "
-        "is free at every completion has no optimum, only a place where its training stopped. What "
+        "likelihood rises for ever as their rewards part, towards a value that no reward attains: "
+        "there a reward or a DPO policy that is free at every completion has no optimum, only a "
+        "place where its training stopped. What "
         "ends it is a smaller class, a regulariser or early stopping, not the data.",
         f"{_many(d.separable_pairs, 'comparison')} of {d.pairs:,} "
-        f"({_percent(d.separable_pairs, d.pairs)}) can be fitted perfectly all at once. Over all "
-        f"comparisons no reward has a training log-loss below {d.least_log_loss:.4f} nats "
-        f"(guessing has {math.log(2):.4f}).",
+        f"({_percent(d.separable_pairs, d.pairs)}) can be fitted perfectly all at once. "
+        + _floor(d),
     ]
+
+
+def _floor(d: Diagnosis) -> str:
+    if d.least_log_loss is None:
+        return f"The least training log-loss was not found: {d.least_log_loss_missing}."
+    return (
+        "Over all comparisons no reward has a training log-loss below "
+        f"{d.least_log_loss:.4f} nats (guessing has {math.log(2):.4f})."
+    )
 
 
 def _identification(d: Diagnosis) -> list[str]:
@@ -88,7 +97,10 @@ def _noise(d: Diagnosis, noise: LabelNoise) -> list[str]:
         f"{d.unanimous_pairs:,} of them unanimously. Two annotators of such a pair agree with "
         f"chance {noise.agreement:.2f} ({low:.2f} to {high:.2f}; {noise.interval_method}; coin "
         "flips agree with 0.50).",
-        "On the comparisons of repeated pairs no reward has a training log-loss below "
+        "The least training log-loss on repeated pairs was not found: "
+        f"{noise.least_log_loss_missing}."
+        if noise.least_log_loss is None
+        else "On the comparisons of repeated pairs no reward has a training log-loss below "
         f"{noise.least_log_loss:.4f} nats a comparison. This floor is measured on the labels it "
         "is for, hence too low for new ones.",
         "By this agreement, on new labels of these pairs no model can expect a log-loss below "
@@ -97,7 +109,7 @@ def _noise(d: Diagnosis, noise: LabelNoise) -> list[str]:
         "each pair has equal weight. Whether this holds for the other pairs depends on how the "
         "repeated ones were chosen.",
     ]
-    excess = noise.least_log_loss - noise.entropy_floor
+    excess = 0.0 if noise.least_log_loss is None else noise.least_log_loss - noise.entropy_floor
     if excess > 1e-9:
         lines.append(
             f"A table with one probability a pair would reach {noise.entropy_floor:.4f} nats on "

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_expit
 from scipy.stats import binomtest
 
 from theory import diagnose as module
-from theory.bt_floor import least_log_loss
-from theory.commands.diagnose import Diagnose
+from theory.commands.diagnose import Diagnose, _print, _table
 from theory.comparisons import Comparisons, Row, read_comparisons
 from theory.diagnose import Diagnosis, count_triples, diagnose, wilson
 from theory.diagnosis_text import meaning
@@ -183,6 +182,7 @@ def test_the_least_log_loss_agrees_with_an_optimiser(rows):
     options = {"maxiter": 10_000, "ftol": 1e-16, "gtol": 1e-11}
     found = minimize(loss, start, jac=slope, method="L-BFGS-B", options=options)
     least = diagnose(data).least_log_loss
+    assert least is not None
     # The infimum is below every value; where it is not attained the optimiser stops short of it.
     assert -1e-11 <= found.fun - least < 1e-5
 
@@ -276,31 +276,15 @@ def test_one_annotator_twice_says_nothing_about_two():
     assert (d.label_noise.agreement, d.label_noise.couples_of_one_annotator) == (0.0, 1)
 
 
-def test_a_long_chain_of_rare_upsets_is_fitted():
-    n = 12
-    low, high = np.sort(np.stack([np.arange(n), (np.arange(n) + 1) % n]), axis=0)
-    many, few = np.full(n, 10**9), np.zeros(n, dtype=np.int64)
-    many[-1], few[-1] = 0, 1  # a cycle closed by one comparison out of 1.1e10
-    loss = least_log_loss(low, high, many, few)
-    # By symmetry every step of the chain is the same t.
-    total = float(many.sum() + few.sum())
-    at = minimize_scalar(chain_loss, bounds=(1.0, 40.0), method="bounded").x  # pyright: ignore
-    assert loss == pytest.approx(chain_loss(at) / total, abs=2e-12)
-    assert loss > 2e-8
-
-
-@given(st.integers(0, 10**6))
-def test_counts_of_very_different_sizes_are_fitted(seed):
-    rng = np.random.default_rng(seed)
-    low, high = np.triu_indices(int(rng.integers(3, 9)), 1)
-    low_wins, high_wins = (10 ** rng.uniform(0, 9, (2, len(low)))).astype(np.int64)
-    pairs = module.Pairs(low, high, low_wins, high_wins)
-    loss = least_log_loss(low, high, low_wins, high_wins)
-    assert module.entropy_floor(pairs) - 1e-11 < loss < math.log(2)
-
-
-def chain_loss(t: float) -> float:
-    return 11e9 * math.log1p(math.exp(-t)) + 11 * t + math.log1p(math.exp(-11 * t))
+def test_a_floor_that_is_not_found_is_missing_with_its_reason(monkeypatch, capsys):
+    monkeypatch.setattr("theory.bt_floor.MAX_STEPS", 1)
+    d = of("x a>b - 5", "x b>c - 5", "x c>a", "x b>a", "y a>b")
+    assert d.least_log_loss is None
+    assert d.label_noise is not None
+    assert d.least_log_loss_missing == "no Bradley-Terry minimum in 1 steps of Newton's method"
+    assert any(f"was not found: {d.least_log_loss_missing}." in line for line in meaning(d))
+    _print(_table(d), meaning(d))
+    assert "not found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.0, 1), (1.0, 7), (0.5, 40), (0.25, 1000)])
@@ -398,3 +382,14 @@ def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out.json").exists()
     with pytest.raises(InputError, match="is a folder"):
         Diagnose(path=tmp_path / "a.jsonl", json=tmp_path).run()
+
+
+def test_the_record_may_not_replace_or_join_its_input(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(body := '{"prompt": "x", "chosen": "a", "rejected": "b"}')
+    with pytest.raises(InputError, match="is the input itself"):
+        Diagnose(path=file, json=tmp_path / "." / "a.json").run()
+    with pytest.raises(InputError, match="lies in the folder that is read"):
+        Diagnose(path=tmp_path, json=tmp_path / "made" / "out.json").run()
+    assert file.read_text() == body
+    assert [f.name for f in tmp_path.iterdir()] == ["a.json"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from theory.outputs import check_output
+from theory.outputs import check_apart, check_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,10 @@ class Diagnose:
     path: Annotated[Path, tyro.conf.Positional]
     """A file or a folder."""
     json: Path | None = None
-    """Write the numbers and the sentences here; the folder is made if it is missing."""
+    """Write the numbers and the sentences here; the folder is made if it is missing.
+
+    In it `pairs`, `separable_pairs` and `pairs_without_annotator` count comparisons (labels); the
+    other names with `pairs` count distinct pairs {a, b}."""
 
     def run(self) -> int:
         """0 when the diagnosis is printed and written. Raises InputError."""
@@ -41,6 +44,7 @@ class Diagnose:
         from theory.diagnosis_text import meaning
 
         if self.json is not None:
+            check_apart(self.json, self.path, "--json")
             check_output(self.json, "--json")
         data = _read(self.path)
         diagnosis = diagnose(data)
@@ -129,8 +133,12 @@ def _graph(d: Diagnosis) -> list[tuple[str, int | str]]:
         ("triples with strict majorities", d.triples),
         ("  intransitive", d.intransitive_triples),
         ("majority cycles", d.majority_cycles),
-        ("least training log-loss of any reward, nats", f"{d.least_log_loss:.4f}"),
+        ("least training log-loss of any reward, nats", _nats(d.least_log_loss)),
     ]
+
+
+def _nats(loss: float | None) -> str:
+    return "not found" if loss is None else f"{loss:.4f}"
 
 
 def _labels(d: Diagnosis) -> list[tuple[str, int | str]]:
@@ -149,6 +157,6 @@ def _labels(d: Diagnosis) -> list[tuple[str, int | str]]:
         *rows,
         ("chance that two annotators agree", f"{noise.agreement:.3f}"),
         ("  95% interval (Wilson)", f"{low:.3f} to {high:.3f}"),
-        ("least log-loss on repeated pairs, nats", f"{noise.least_log_loss:.4f}"),
+        ("least log-loss on repeated pairs, nats", _nats(noise.least_log_loss)),
         ("least expected log-loss on new labels of them, nats", f"{noise.fresh_log_loss:.3f}"),
     ]
