@@ -11,6 +11,7 @@ over the fits; the peers run one fit after the other, each with as many BLAS thr
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -123,10 +124,12 @@ def counts_case(replicates: int, items: int, pairs: int, repeats: int) -> list[d
         j = (i + rng.integers(1, items, size=pairs)) % items
         won = rng.random(pairs) < expit(strength[i] - strength[j])
         np.add.at(table, (np.where(won, i, j), np.where(won, j, i)), 1.0)
+    runs: dict[str, Callable[[], object]] = {}
+    off = 0.0
     try:
         import choix
     except ImportError:
-        runs, off = {}, 0.0
+        pass
     else:
         ours = np.asarray(fit_counts(wins)[0])
         few = range(min(replicates, 50))

@@ -132,7 +132,8 @@ def test_a_refused_reward_leaves_the_old_solution_alone(monkeypatch, eos, size, 
 def test_reuse_takes_jax_arrays_alone():
     tree = complete(2, 2)
     old = soft_value_iteration(tree, np.zeros((1, 4)))
-    old.log_policy[1] = np.array(old.log_policy[1])
+    levels: list = old.log_policy
+    levels[1] = np.array(levels[1])
     with pytest.raises(InputError, match="float64 JAX arrays"):
         soft_value_iteration(tree, np.zeros((1, 4)), reuse=old)
 
