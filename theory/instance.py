@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from theory.tree import TokenTree
 REQUIRED = ("tokens", "horizon", "prompts")
 OPTIONAL = ("eos", "forbidden", "reward", "reference", "preferences")
 MAX_FILE = 64 * 2**20  # bytes
+MAX_DIGITS = 4_300  # of a whole number in a file; Python converts no longer ones
 MAX_LEAVES = 2**20  # leaf slots over all prompts
 MAX_HORIZON = 64  # binds for a single token only: two tokens reach MAX_LEAVES at 20
 MAX_NAMES = 10_000  # tokens, and prompts
@@ -61,7 +63,8 @@ def read_json(path: Path | str) -> object:
     """
     raw = _bytes(path)
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
+        text = raw.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
@@ -73,14 +76,16 @@ def read_json(path: Path | str) -> object:
 
 
 def _bytes(path: Path | str) -> bytes:
-    """The file's bytes; its size is asked first, and a device without a size is read no further."""
+    """The bytes of a regular file; a pipe or a device is not opened, its end may never come."""
     try:
-        size = Path(path).stat().st_size
+        status = Path(path).stat()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown(str(path))}: cannot be read: {reason}") from error
-    if size > MAX_FILE:
-        raise InputError(f"{path}: {size:,} bytes; the limit is {MAX_FILE:,}")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is no regular file")
+    if status.st_size > MAX_FILE:
+        raise InputError(f"{path}: {status.st_size:,} bytes; the limit is {MAX_FILE:,}")
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
@@ -89,6 +94,13 @@ def _bytes(path: Path | str) -> bytes:
     if len(raw) > MAX_FILE:
         raise InputError(f"{path}: more than {MAX_FILE:,} bytes, which is the limit")
     return raw
+
+
+def _integer(text: str) -> int:
+    digits = len(text.lstrip("-"))
+    if digits > MAX_DIGITS:
+        raise InputError(f"a whole number has {digits:,} digits; the limit is {MAX_DIGITS:,}")
+    return int(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,8 @@ def test_each_fault_is_named_with_its_place(fault):
         (b"[" * 10_000 + b"]" * 10_000, "nested too deep"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "nested too deep"),
         (b'{"a": "\xff"}', "not UTF-8: byte 7"),
-        (b"9" * 5000, "not JSON: Exceeds the limit"),
+        (b"9" * 5000, "a whole number has 5,000 digits; the limit is 4,300"),
+        (b"-" + b"9" * 5000, "a whole number has 5,000 digits"),
     ],
 )
 def test_files_that_are_no_json(tmp_path, raw, message):
@@ -203,12 +205,13 @@ def test_a_file_of_a_gigabyte_is_refused_unread(tmp_path, monkeypatch):
         read_json(path)
     monkeypatch.setattr(instance_module, "MAX_FILE", 1000)
     with pytest.raises(InputError, match="more than 1,000 bytes"):
-        read_json("/dev/zero")
+        read_json("/proc/self/maps")  # regular, of size 0
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        read_json(tmp_path)
+    for path in (tmp_path, "/dev/zero"):
+        with pytest.raises(InputError, match=f"{path}: is no regular file"):
+            read_json(path)
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read: embedded null byte"):
@@ -219,3 +222,16 @@ def test_a_byte_order_mark_is_allowed(tmp_path):
     path = tmp_path / "bom.json"
     path.write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(path) == [1]
+
+
+def test_a_pipe_without_a_writer_does_not_hang(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="pipe: is no regular file"):
+        read_json(path)
+
+
+def test_the_longest_whole_number_is_read(tmp_path):
+    path = tmp_path / "long.json"
+    path.write_bytes(b"-" + b"9" * 4300)
+    assert read_json(path) == -(10**4300 - 1)
