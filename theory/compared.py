@@ -282,10 +282,10 @@ def _paths(tree: TokenTree, policy: list[np.ndarray], x: int, leaves: np.ndarray
     flat = np.concatenate([step[x].reshape(-1) for step in policy])
     row = np.unique(number // tree.vocab)[:, None] * tree.vocab + np.arange(tree.vocab)
     rest = np.where(np.isin(row, number), 0.0, np.exp(flat[row])).sum(axis=1)
-    on = (path[:, :, None] == np.arange(len(number))).any(axis=1).astype(np.float64)
-    visits = np.zeros((len(path), len(rest)))
-    np.maximum.at(visits.T, state, on.T)
-    return _Paths(level, slot, state, flat[number], rest, path, on, visits)
+    on, visits = np.zeros((len(path), len(number) + 1)), np.zeros((len(path), len(rest) + 1))
+    np.put_along_axis(on, path, 1.0, axis=1)
+    np.put_along_axis(visits, np.append(state, len(rest))[path], 1.0, axis=1)
+    return _Paths(level, slot, state, flat[number], rest, path, on[:, :-1], visits[:, :-1])
 
 
 def _normalised(level: Float[np.ndarray, "P S V"]) -> Float[np.ndarray, "P S V"]:

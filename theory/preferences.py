@@ -110,9 +110,10 @@ def sample_pairs(tree: TokenTree, r: AnyArray, n: int, *, seed: int | list[int])
 
 @dataclass(frozen=True)
 class Witness:
-    """Why there is no finite maximiser: `leaves` beat completions outside them and never lose.
+    """Why there is no finite maximiser: as a group, `leaves` beat others and never lose to them.
 
-    Adding t to the reward of `leaves` raises the likelihood for every t > 0, without bound on t.
+    Adding t to the reward of `leaves` raises the likelihood the more, the larger t: it rises for
+    ever towards a value that no reward attains. (The likelihood itself stays below 0.)
     """
 
     prompt: int
@@ -125,7 +126,12 @@ class ComparisonGraph:
 
     component: Int[np.ndarray, "P L"]  # weakly connected component, -1 where no completion is
     n_components: int  # a completion never compared is a component of its own
-    witness: Witness | None
+    witnesses: tuple[Witness, ...]  # one of each prompt without a finite maximiser
+
+    @property
+    def witness(self) -> Witness | None:
+        """The first of `witnesses`, or None: then a finite maximiser exists."""
+        return self.witnesses[0] if self.witnesses else None
 
     @property
     def exists(self) -> bool:
@@ -169,10 +175,18 @@ def comparison_graph(tree: TokenTree, data: PairData) -> ComparisonGraph:
     component = np.full(tree.n_prompts * leaves, -1)
     component[nodes] = weak
     crossing = strong[winner] != strong[loser]
-    witness = None
-    if crossing.any():
-        beaten = set(strong[loser[crossing]].tolist())
-        source = next(c for c in strong[winner[crossing]].tolist() if c not in beaten)
-        members = nodes[strong == source]
-        witness = Witness(int(members[0] // leaves), tuple(int(m % leaves) for m in members))
-    return ComparisonGraph(component.reshape(tree.n_prompts, leaves), int(n_weak), witness)
+    beaten = set(strong[loser[crossing]].tolist())
+    source: dict[int, int] = {}  # prompt: a strong component that wins outside and never loses
+    winners = zip(data.prompt[crossing].tolist(), strong[winner[crossing]].tolist(), strict=True)
+    for x, c in winners:
+        if c not in beaten:
+            source.setdefault(x, c)
+    order = np.argsort(strong, kind="stable")
+    found = list(source.values())
+    starts = np.searchsorted(strong[order], found, side="left")
+    ends = np.searchsorted(strong[order], found, side="right")
+    witnesses = tuple(
+        Witness(x, tuple((nodes[order[start:end]] % leaves).tolist()))
+        for x, start, end in zip(source, starts, ends, strict=True)
+    )
+    return ComparisonGraph(component.reshape(tree.n_prompts, leaves), int(n_weak), witnesses)

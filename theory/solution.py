@@ -7,6 +7,7 @@ soft RL. Offline: the policy that maximises Eq. 9, or the DPO likelihood, in its
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from scipy.special import logsumexp
 from theory._x64 import AnyArray
 from theory.compared import MAX_WORK, fit_offline, offline_work
 from theory.errors import InputError
-from theory.fit import TabularOptima, fit_tabular
-from theory.instance import Instance, leaf_names, named, state_names
+from theory.fit import ConvergenceError, TabularOptima, fit_tabular
+from theory.instance import Instance, leaf_names, named, shown, state_names
 from theory.preferences import ComparisonGraph, PairData, bt_log_likelihood
 from theory.soft import (
     check_beta,
@@ -30,8 +31,12 @@ from theory.soft import (
 )
 from theory.tree import TokenTree
 
-MAX_SCALE = 1e12  # nats: of |r| / beta; rounding is then about 1e-3 nats
-MAX_BETA = 1e12  # reward units a nat
+MAX_SCALE = 1e6  # nats: of |r| / beta; rounding is then about 1e-10 nats
+MAX_BETA = 1e6  # reward units a nat; beta log P then rounds to some 1e-9 reward units
+AGREEMENT = 1e-9  # relative: log-likelihoods of the two roads may differ by this and no more
+LEAST_KL = -1e-12  # nats: a KL that rounds below 0 by more is an error
+
+Track = Callable[[list[np.ndarray]], Iterable[np.ndarray]]  # passes the parts of a fit on
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Roads:
     masses: Float[np.ndarray, " C"]  # of each component under its prompt, of either road
     kl: float  # E_x KL(online || offline), nats
     log_likelihood: float  # of the offline policy, nats; the reward's own is in `optima`
-    step: float  # the offline fit's last step, relative; estimates its error
+    step: float  # what is left of the offline fit's steps and net flows, relative
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Preferences:
     optima: TabularOptima
     roads: Roads | None
     left_out: str | None  # why there are no roads, if there are none
+    failed: bool = False  # whether that is because they were not reached to rounding
 
 
 @dataclass(frozen=True)
@@ -82,21 +88,24 @@ class Solution:
         return Record(self.instance.tree).solution(self)
 
 
-def solve(instance: Instance, beta: float = 1.0) -> Solution:
+def solve(instance: Instance, beta: float = 1.0, *, track: Track = iter) -> Solution:
     """Everything exact about one instance. beta > 0: KL weight, reward units a nat.
 
-    Raises InputError for a beta or rewards out of range, ConvergenceError where a maximiser exists
-    and is not reached to rounding.
+    track: see `theory.compared.fit_offline`. Roads that are not reached to rounding are left out
+    (`Preferences.failed`). Raises InputError for beta > MAX_BETA or |r| > MAX_SCALE beta,
+    ConvergenceError where the reward's maximiser exists and is not reached to rounding.
     """
     check_beta(beta)
     if beta > MAX_BETA:
-        raise InputError(f"beta must be at most {MAX_BETA:g}, got {beta!r}")
+        raise InputError(
+            f"beta must be at most {MAX_BETA:g}, got {beta!r}: float64 resolves no more"
+        )
     tree, optimum, preferences = instance.tree, None, None
     if instance.reward is not None:
         _check_scale(tree, instance.reward, beta, "the reward")
         optimum = soft_optimum(tree, instance.reward, beta, instance.log_ref)
     if instance.data is not None:
-        preferences = _preferences(instance, instance.data, beta)
+        preferences = _preferences(instance, instance.data, beta, track)
     return Solution(instance, beta, optimum, preferences)
 
 
@@ -111,9 +120,9 @@ def soft_optimum(
         found = soft_value_iteration(tree, r, beta=beta)
         values = [np.asarray(level) for level in found.values]
         levels = [np.asarray(level) for level in found.log_policy]
-        log_p = np.asarray(leaf_log_probs(tree, found.log_policy))
+        log_p = _normalised(np.asarray(leaf_log_probs(tree, found.log_policy)))
         return SoftOptimum(np.asarray(found.log_z), values, levels, log_p)
-    log_p = log_optimal(tree, r, beta, log_ref)
+    log_p = _normalised(log_optimal(tree, r, beta, log_ref))
     score = np.where(tree.leaf_mask, np.asarray(r) / beta + np.asarray(log_ref), -np.inf)
     values = _backups(tree, score, beta)
     return SoftOptimum(values[0][:, 0] / beta, values, _policy(tree, log_p), log_p)
@@ -135,7 +144,7 @@ def _policy(tree: TokenTree, log_p: np.ndarray) -> list[np.ndarray]:
 # --- preferences ---------------------------------------------------------------------------------
 
 
-def _preferences(instance: Instance, data: PairData, beta: float) -> Preferences:
+def _preferences(instance: Instance, data: PairData, beta: float, track: Track) -> Preferences:
     tree = instance.tree
     optima = fit_tabular(tree, data)
     if optima.r is None:
@@ -144,17 +153,22 @@ def _preferences(instance: Instance, data: PairData, beta: float) -> Preferences
     work = offline_work(tree, data)
     if work > MAX_WORK:
         reason = (
-            f"too large: the policy fit takes {work:.1e} operations a step (distinct pairs times "
-            f"logits squared of one prompt), the limit is {MAX_WORK:.0e}"
+            f"too large: the policy fit takes some {work:.1e} operations over all prompts, the "
+            f"limit is {MAX_WORK:.0e}"
         )
         return Preferences(optima, None, reason)
-    return Preferences(optima, _roads(instance, data, optima, beta), None)
+    try:
+        return Preferences(optima, _roads(instance, data, optima, beta, track), None)
+    except ConvergenceError as error:
+        return Preferences(optima, None, str(error), failed=True)
 
 
-def _roads(instance: Instance, data: PairData, optima: TabularOptima, beta: float) -> Roads:
+def _roads(
+    instance: Instance, data: PairData, optima: TabularOptima, beta: float, track: Track
+) -> Roads:
     """Both roads at the masses of least reverse KL to the reference."""
     tree, log_ref, graph = instance.tree, instance.log_ref, optima.graph
-    fit = fit_offline(tree, data, graph, beta=beta, log_ref=log_ref)
+    fit = fit_offline(tree, data, graph, beta=beta, log_ref=log_ref, track=track)
     offline, _ = at_least_kl(graph, fit.log_p, log_ref)
     base = optima.member(np.zeros(graph.n_components))
     start = log_optimal(tree, base, beta, log_ref)
@@ -163,6 +177,8 @@ def _roads(instance: Instance, data: PairData, optima: TabularOptima, beta: floa
     _check_scale(tree, reward, beta, "the fitted reward")
     online = soft_optimum(tree, reward, beta, log_ref)
     own = offline if log_ref is None else offline - np.where(np.isinf(log_ref), 0.0, log_ref)
+    log_likelihood = bt_log_likelihood(beta * own, data)
+    _check_agreement(log_likelihood, optima)
     return Roads(
         online=online,
         offline=offline,
@@ -170,10 +186,27 @@ def _roads(instance: Instance, data: PairData, optima: TabularOptima, beta: floa
         offline_name="mle" if log_ref is None else "dpo",
         reward=reward,
         masses=np.exp(log_mass),
-        kl=float(np.maximum(kl(tree, online.log_p, offline), 0.0)),  # rounding aside; NaN stays
-        log_likelihood=bt_log_likelihood(beta * own, data),
+        kl=_kl(tree, online.log_p, offline),
+        log_likelihood=log_likelihood,
         step=fit.step,
     )
+
+
+def _check_agreement(log_likelihood: float, optima: TabularOptima) -> None:
+    """A policy over all policies attains the likelihood of the rewards (Theorem 2.2)."""
+    best = optima.log_likelihood
+    if best is None or not abs(log_likelihood - best) <= AGREEMENT * (1.0 + abs(best)):
+        raise ConvergenceError(
+            f"the policy fit ends at log-likelihood {log_likelihood!r}, the reward's is {best!r}"
+        )
+
+
+def _kl(tree: TokenTree, log_p: np.ndarray, log_q: np.ndarray) -> float:
+    """KL(P || Q), nats, of normalised policies; one below LEAST_KL, or NaN, is refused."""
+    found = kl(tree, log_p, log_q)
+    if not found >= LEAST_KL:
+        raise ConvergenceError(f"rounding has left a KL of {found!r} nats between the roads")
+    return max(found, 0.0)
 
 
 def at_least_kl(
@@ -222,12 +255,20 @@ def _log_sum(label: np.ndarray, x: np.ndarray, n: int) -> Float[np.ndarray, " n"
 
 
 def _check_scale(tree: TokenTree, r: np.ndarray, beta: float, what: str) -> None:
-    largest = float(np.abs(r[:, tree.leaves]).max())
-    if largest > MAX_SCALE * beta:
+    inside = np.abs(r[:, tree.leaves])
+    x, place = np.unravel_index(int(inside.argmax()), inside.shape)
+    leaf = int(tree.leaves[place])
+    if inside[x, place] > MAX_SCALE * beta:
         raise InputError(
-            f"{what} reaches {largest:g}, which is more than {MAX_SCALE:g} beta (beta = {beta!r}): "
-            "float64 leaves nothing of its differences"
+            f"{what} reaches {float(r[x, leaf]):g} at prompt {shown(tree.prompts[x])}, completion "
+            f"{shown(' '.join(tree.leaf_tokens(leaf)))}: more than {MAX_SCALE:g} beta (beta = "
+            f"{beta!r}), float64 leaves too little of its differences"
         )
+
+
+def _normalised(log_p: Float[np.ndarray, "P L"]) -> Float[np.ndarray, "P L"]:
+    """log P with the rounding of large scores taken out of its sum."""
+    return log_p - np.asarray(logsumexp(log_p, axis=1, keepdims=True))
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -288,6 +329,7 @@ class Record:
             "reward": None if optima.r is None else named(self.tree, optima.r),
             "log_likelihood": optima.log_likelihood,
             "witness": None if witness is None else self.group(witness.prompt, witness.leaves),
+            "witnesses": [self.group(one.prompt, one.leaves) for one in optima.graph.witnesses],
             "roads": None if found.roads is None else self.roads(found.roads),
             "left_out": found.left_out,
         }
@@ -303,10 +345,7 @@ class Record:
         """Both policies, at equal component masses, and the KL between them."""
         online, offline = roads.online, roads.offline
         return {
-            "rlhf": {
-                prompt: self.policy(online.log_policy, online.log_p, x)
-                for x, prompt in enumerate(self.tree.prompts)
-            },
+            "rlhf": {prompt: self.optimum(online, x) for x, prompt in enumerate(self.tree.prompts)},
             roads.offline_name: {
                 prompt: self.policy(roads.offline_policy, offline, x)
                 for x, prompt in enumerate(self.tree.prompts)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from theory.preferences import Witness
     from theory.solution import Preferences, Roads, SoftOptimum, Solution
 
 ROWS = 20  # of a printed table; --json has them all
+MANY = 200  # prompts, from which a fit shows its progress: about a second
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Solve:
     log-probabilities; whether the preferences have a finite maximiser (the witness if not), their
     components, and the policies of both roads with the KL between them. Writes --json if asked.
     Exit code 0 when solved (an empty set of maximisers is a result), 1 where float64 did not reach
-    a maximiser that exists, 2 for bad input.
+    a maximiser that exists (all else is still printed and written), 2 for bad input.
 
     Example: python -m theory solve docs/instances/unique.json --beta 0.5 --json out/solution.json
     """
@@ -55,14 +57,31 @@ class Solve:
 
         instance = load_instance(self.instance)
         try:
-            solution = solve(instance, self.beta)
+            solution = solve(instance, self.beta, track=_progress)
         except ConvergenceError as error:
-            Console(stderr=True).print(f"not solved: {error}", markup=False, highlight=False)
-            return 1
+            return _not_solved(str(error))
         if self.json is not None:
             write_atomically(self.json, solution.to_json())
         _Page(Console(), solution).print()
-        return 0
+        found = solution.preferences
+        return _not_solved(str(found.left_out)) if found is not None and found.failed else 0
+
+
+def _not_solved(reason: str) -> int:
+    from rich.console import Console
+
+    Console(stderr=True).print(f"not solved: {reason}", markup=False, highlight=False)
+    return 1
+
+
+def _progress(parts: list[np.ndarray]) -> Iterable[np.ndarray]:
+    """The prompts of the policy fit under a bar on stderr, if there are many."""
+    from rich.console import Console
+    from rich.progress import track
+
+    if len(parts) < MANY:
+        return parts
+    return track(parts, "fitting policies", console=Console(stderr=True), transient=True)
 
 
 class _Page:
@@ -111,12 +130,12 @@ class _Page:
         optima, data = found.optima, self.solution.instance.data
         if data is not None:
             self._say(f"\npreferences: {data.total:g} comparisons in {data.size:,} distinct rows")
-        witness = optima.witness
-        if witness is not None:
-            best = " | ".join(self.names[leaf] for leaf in witness.leaves[:ROWS])
-            prompt = self._plain(self.tree.prompts[witness.prompt])
+        witnesses = optima.graph.witnesses
+        if witnesses:
             self._say("no finite maximiser: the set of Bradley-Terry optima is EMPTY, on each road")
-            self._say(f"witness, prompt {prompt}: [{best}] win against others and never lose")
+            for witness in witnesses[:ROWS]:
+                self.witness(witness)
+            self._cut(len(witnesses), "witnesses")
         else:
             self._say(
                 "a finite maximiser exists; the optimal policies form a set of dimension "
@@ -138,6 +157,20 @@ class _Page:
             self.roads(roads)
         elif not optima.empty:
             self._say(f"the roads are left out: {found.left_out}")
+
+    def witness(self, witness: Witness) -> None:
+        """Completions of one prompt that have no largest reward."""
+        best = " | ".join(self.names[leaf] for leaf in witness.leaves[:ROWS])
+        more = len(witness.leaves) - ROWS
+        best += f" ... ({len(witness.leaves):,})" if more > 0 else ""
+        prompt = self._plain(self.tree.prompts[witness.prompt])
+        alone = len(witness.leaves) == 1
+        how = (
+            "beats others and never loses"
+            if alone
+            else "beat others as a group and never lose to the rest"
+        )
+        self._say(f"witness, prompt {prompt}: [{best}] {how}")
 
     def roads(self, roads: Roads) -> None:
         """Both policies, completion by completion."""
