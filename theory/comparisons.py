@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import Int
 
-from theory.comparison_files import SUFFIXES, records, short
+from theory.comparison_files import SUFFIXES, listed, records, short
 from theory.errors import InputError
 
 MAX_COUNT = 10**9  # of a row
@@ -117,7 +117,7 @@ def read_comparisons(
         if builder.rows == before:
             raise InputError(f"{file}: holds no comparison, it is empty")
         tell(1.0)
-    return builder.finish(tuple(map(str, files)), tuple(map(str, skipped)))
+    return builder.finish(tuple(map(str, files)), tuple(map(str, skipped)), f"{path}: ")
 
 
 def _files(path: Path) -> tuple[list[Path], list[Path]]:
@@ -127,12 +127,20 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
     if not path.is_dir():
         if not path.name.lower().endswith(SUFFIXES):
             raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}")
+        _require_regular(path)
         return [path], []
-    inside = sorted(file for file in path.iterdir() if file.is_file())
+    inside = sorted(file for file in path.iterdir() if not file.is_dir())
     files = [file for file in inside if file.name.lower().endswith(SUFFIXES)]
     if not files:
         raise InputError(f"{path}: holds no file of the kinds {', '.join(SUFFIXES)}")
+    for file in files:
+        _require_regular(file)
     return files, [file for file in inside if file not in files]
+
+
+def _require_regular(file: Path) -> None:
+    if not file.is_file():  # a pipe or a device may never end
+        raise InputError(f"{file}: is no regular file")
 
 
 # --- from records to rows ------------------------------------------------------------------------
@@ -166,7 +174,7 @@ def _format(columns: set[str]) -> Callable[[dict[str, Any]], Row | str]:
         return _table_row
     raise _BadRowError(
         "no known format: neither OpenAI's raw comparisons (info, summaries, choice) nor a table "
-        f"(prompt or post, chosen, rejected); the columns found are {', '.join(sorted(columns))}"
+        f"(prompt or post, chosen, rejected); the columns found are {listed(columns)}"
     )
 
 
@@ -179,7 +187,7 @@ def _raw_row(record: dict[str, Any]) -> Row | str:
     if not (whole and all(isinstance(s, dict) and "text" in s for s in summaries)):
         raise _BadRowError(f"summaries must be two objects with a text, got {short(summaries)}")
     if "post" not in info and "article" not in info:
-        raise _BadRowError(f"info has neither post nor article, only {', '.join(sorted(info))}")
+        raise _BadRowError(f"info has neither post nor article, only {listed(info)}")
     if choice is None:
         return "no choice"
     if isinstance(choice, bool) or choice not in (0, 1):
@@ -219,7 +227,7 @@ def _row(
 
 def _get(record: dict[str, Any], name: str) -> Any:
     if name not in record:
-        raise _BadRowError(f"no {name}; the columns found are {', '.join(sorted(record))}")
+        raise _BadRowError(f"no {name}; the columns found are {listed(record)}")
     return record[name]
 
 
@@ -240,7 +248,10 @@ def _text(value: object, name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
-        return json.dumps(value, sort_keys=True, default=str)
+        try:
+            return json.dumps(value, sort_keys=True, default=str)
+        except RecursionError:
+            raise _BadRowError(f"{name} is nested too deep") from None
     raise _BadRowError(f"{name} must be text, got {short(value)}")
 
 
@@ -294,14 +305,16 @@ class _Builder:
         self.annotators.append(-1 if name is None else self.known.setdefault(name, len(self.known)))
 
     def finish(
-        self, files: tuple[str, ...] = (), files_skipped: tuple[str, ...] = ()
+        self, files: tuple[str, ...] = (), files_skipped: tuple[str, ...] = (), where: str = ""
     ) -> Comparisons:
+        """The comparisons; `where` opens the message of an InputError."""
         n = len(self.counts)
         if n == 0:
             reasons = ", ".join(f"{reason}: {k:,}" for reason, k in self.dropped.items())
-            raise InputError(f"no comparison is left of {self.rows:,} rows ({reasons or 'empty'})")
+            left = f"no comparison is left of {self.rows:,} rows ({reasons or 'empty'})"
+            raise InputError(where + left)
         if (total := sum(self.counts)) > MAX_TOTAL:
-            raise InputError(f"{total:,} comparisons, which is more than {MAX_TOTAL:,}")
+            raise InputError(f"{where}{total:,} comparisons, which is more than {MAX_TOTAL:,}")
         prompt, n_prompts = _numbers(self.prompts)
         completion, n_completions = _numbers(self.winners + self.losers)
         return Comparisons(

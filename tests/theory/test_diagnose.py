@@ -377,7 +377,7 @@ def test_the_command_writes_and_prints(tmp_path, capsys, monkeypatch):
 
 def test_the_command_refuses_bad_input_and_writes_nothing(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": 1}')
-    with pytest.raises(InputError, match="columns found are text"):
+    with pytest.raises(InputError, match="columns found are 'text'"):
         Diagnose(path=tmp_path / "a.jsonl", json=tmp_path / "out.json").run()
     assert not (tmp_path / "out.json").exists()
     with pytest.raises(InputError, match="is a folder"):
