@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import lstsq
-from scipy.special import expit, log_expit
+from scipy.special import expit
 
 from theory._x64 import AnyArray
 from theory.errors import InputError
@@ -31,6 +31,8 @@ USUAL_STEPS = 20  # of a fit, for the estimate of its work
 OVERHEAD = 3e5  # operations a step takes however small its prompt
 STEPS = 500  # of Newton; a hard fit takes some 60
 EPS = float(np.finfo(np.float64).eps)
+CARRY = 12  # least-squares steps that carry the logits along one step of Newton
+CLOSE = 1e-6  # relative: how near they come to its end; the next step starts from where they are
 RANK = 1e-13  # relative; the differences of the compared completions have full rank, far above
 
 
@@ -130,17 +132,17 @@ def _rows_by_prompt(data: PairData) -> list[np.ndarray]:
 def _climb(
     paths: _Paths, duels: _Duels, reference: Float[np.ndarray, " C"], beta: float
 ) -> tuple[Float[np.ndarray, " E"], float]:
-    """Damped Newton in the logits (times beta), from the reference: parameters, error.
+    """Damped Newton from the reference, in the logits (times beta): parameters, error.
 
-    Newton's step in beta log P solves a Laplacian of flows, and a step in the logits takes it
-    there to first order. What that leaves out vanishes at a maximiser over all policies, where the
-    slope in each log-probability is 0: the steps end quadratically.
+    Newton's step in beta log P solves a Laplacian of flows; the logits follow it (`_carried`). Its
+    length log(1 + d) / d, d the largest change of a margin, ascends from anywhere (the likelihood
+    is generalised self-concordant: Sun and Tran-Dinh 2019) and tends to a full step.
     """
     first, second = duels.pair
     theta = np.zeros(len(paths.state))
     best, kept = np.inf, theta
     for _ in range(STEPS):
-        log_p, rise = _log_probs(theta / beta, paths)
+        log_p, _ = _log_probs(theta / beta, paths)
         scores = beta * (log_p - reference)
         margin = scores[first] - scores[second]
         rounding = EPS * (1.0 + float(np.abs(margin).max()) + beta * float(np.abs(log_p).max()))
@@ -154,13 +156,8 @@ def _climb(
             break
         if error < best:
             best, kept = error, theta
-        inside = duels.ground >= 0
-        rows = rise[inside] - rise[duels.ground[inside]]
-        solved = lstsq(rows, target[inside], cond=RANK, lapack_driver="gelsy")
-        assert solved is not None  # its stub allows None
-        move = solved[0]
         length = np.log1p(change) / change if change > 0 else 1.0
-        theta = _uphill(theta, length * move, paths, duels, reference, beta)
+        theta = _carried(theta, beta * log_p + length * target, paths, duels, beta)
     if not best < ROUNDING:
         raise ConvergenceError(
             f"the policy fit is not at its maximiser: a flow or a step of {best:.1e} (relative) is "
@@ -169,27 +166,32 @@ def _climb(
     return kept, best
 
 
-def _uphill(
-    theta: np.ndarray,
-    move: np.ndarray,
+def _carried(
+    theta: Float[np.ndarray, " E"],
+    goal: Float[np.ndarray, " C"],
     paths: _Paths,
     duels: _Duels,
-    reference: np.ndarray,
     beta: float,
 ) -> Float[np.ndarray, " E"]:
-    """theta + move, or as many halvings of the move as the likelihood asks for."""
+    """The logits moved until beta log P differs from `goal` by a constant a component, nearly.
 
-    def value(at: np.ndarray) -> float:
-        scores = beta * (_log_probs(at / beta, paths)[0] - reference)
-        margin = scores[duels.pair[0]] - scores[duels.pair[1]]
-        return float(duels.wins[0] @ log_expit(margin) + duels.wins[1] @ log_expit(-margin))
-
-    here = value(theta)
-    for _ in range(40):
-        if value(theta + move) >= here - 1e-13 * (1.0 + abs(here)):
+    One least-squares step at least; more where the step is long, up to CARRY.
+    """
+    inside = duels.ground >= 0
+    ground = duels.ground[inside]
+    goal = goal[inside] - goal[ground]
+    for i in range(CARRY):
+        log_p, rise = _log_probs(theta / beta, paths)
+        miss = goal - beta * (log_p[inside] - log_p[ground])
+        if not np.isfinite(miss).all():
+            raise ConvergenceError("the policy fit left the range of float64: counts too uneven")
+        if i and np.abs(miss).max() <= CLOSE * (1.0 + np.abs(goal).max()):
             break
-        move = move / 2
-    return theta + move
+        rows = rise[inside] - rise[ground]
+        solved = lstsq(rows, miss, cond=RANK, lapack_driver="gelsy", check_finite=False)
+        assert solved is not None  # its stub allows None
+        theta = theta + solved[0]
+    return theta
 
 
 def _newton(

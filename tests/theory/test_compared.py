@@ -108,6 +108,24 @@ def test_a_fit_whose_flows_do_not_cancel_is_refused(n, monkeypatch):
         fit_offline(tree, data, comparison_graph(tree, data))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_wild_counts_on_a_deep_tree_are_fitted(seed):
+    """Counts over nine decades, a far reference: a step of the logits must follow Newton's."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(16).tolist()
+    counts = 10 ** rng.uniform(0, 9, size=16)
+    tree, ends = tree_of(16), [*order[1:], order[0]]
+    data = PairData.of(tree, list(zip([0] * 16, order, ends, counts.tolist(), strict=True)))
+    log_ref = 30 * rng.normal(size=(1, 16))
+    log_ref -= np.logaddexp.reduce(log_ref, axis=1, keepdims=True)
+    optima = fit_tabular(tree, data)
+    found = fit_offline(tree, data, optima.graph, beta=0.02, log_ref=log_ref)
+    assert optima.r is not None
+    np.testing.assert_allclose(
+        margins(0.02 * (found.log_p - log_ref), data), margins(optima.r, data), rtol=1e-8, atol=1e-8
+    )
+
+
 def test_many_prompts_are_passed_through_the_tracker():
     rows = [(x, *pair, 2.0) for x in range(3) for pair in ((0, 1), (1, 0))]
     tree = TokenTree(("a", "b"), 1, ("x", "y", "z"), (0.5, 0.25, 0.25))
