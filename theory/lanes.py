@@ -32,7 +32,7 @@ def exp_below_zero(x: jax.Array) -> jax.Array:
     x = n ln 2 + f with |f| <= ln(2) / 2; exp(f) is its Taylor polynomial of degree 13, which is off
     by at most 5e-18, and 2**n is added to the exponent bits. NaN stays NaN. Any shape, float64.
     """
-    x = jnp.where(x < FLOOR, FLOOR, x)
+    x = jnp.maximum(x, FLOOR)
     n = lax.round(x * math.log2(math.e), lax.RoundingMethod.TO_NEAREST_EVEN)
     f = (x - n * LN2_HIGH) - n * LN2_LOW
     f2 = f * f
@@ -81,15 +81,16 @@ def sum_exp(below: jax.Array, top: jax.Array, beta: jax.Array, vocab: int) -> ja
     """sum_a exp((q(s, a) - top(s)) / beta), (P, S); NaN where one of these is not finite.
 
     One slice a token, so that the processor's lanes run over states: a reduction over few tokens
-    leaves them half empty. 0 * x is NaN where x is not finite. 1 / beta must be a normal number.
+    leaves them half empty. The sum of all x is not finite where one is not, and 0 times it is NaN.
+    1 / beta must be a normal number.
     """
     q = by_state(below, vocab)
     scale = 1.0 / beta
-    total = jnp.zeros_like(top)
+    total, seen = jnp.zeros_like(top), jnp.zeros_like(top)
     for token in range(vocab):
         x = (q[:, :, token] - top) * scale
-        total = total + exp_below_zero(x) + 0.0 * x
-    return total
+        total, seen = total + exp_below_zero(x), seen + x
+    return total + 0.0 * seen
 
 
 @into

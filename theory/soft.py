@@ -25,6 +25,7 @@ Policy = list[jax.Array]  # one (P, V**h, V) array of log-probabilities a level,
 
 LARGE = 2**16  # entries of a level from which it runs a slice a token (slower to compile)
 TINY = float(np.finfo(np.float64).tiny)  # smallest normal number
+RANGE = 1e306  # of rewards / beta: MANY_TOKENS of them still have a finite sum
 MANY_TOKENS = 32  # above, compiling one slice a token takes too long
 
 
@@ -340,12 +341,12 @@ def check_reward(tree: TokenTree, r: AnyArray) -> Float[np.ndarray, "P L"]:
 
 
 def _check_range(tree: TokenTree, reward: np.ndarray, beta: float) -> None:
-    """Raises InputError unless reward / beta and its differences within a prompt are finite."""
+    """Raises InputError unless reward / beta and its differences in a prompt are within RANGE."""
     most = reward.max(axis=1)
     least = reward.min(axis=1, where=tree.leaf_mask, initial=np.inf)
     with np.errstate(over="ignore"):
         ends = np.stack([most / beta, least / beta, (most - least) / beta])
-    bad = ~np.isfinite(ends).all(axis=0)
+    bad = ~(np.abs(ends) <= RANGE).all(axis=0)
     if bad.any():
         p = int(np.argmax(bad))
         raise InputError(
