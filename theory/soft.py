@@ -117,7 +117,7 @@ def _backup_complete(
         below, left = values[0], tree.horizon - len(policies)
         top = largest(below, vocab)
         log_sum = _log(sum_exp(below, top, beta, vocab))
-        if scratch and not np.isfinite(np.asarray(log_sum)).all():
+        if scratch and not np.isfinite(float(jnp.sum(log_sum))):
             _refuse(tree, leaf, temperature)  # before the caller's memory is overwritten
         policies.insert(0, conditionals(scratch[left - 1 : left], below, top, log_sum, beta))
         values.insert(0, _plus(top, beta, log_sum))
