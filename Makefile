@@ -1,5 +1,6 @@
 # make demo   the whole road on two CPU cores: theorems, a sweep, small language models, one report
 # make test   lint, types, import contracts and all tests
+# make explore  the proper-learning gap with sliders, in the browser
 # make fmt    format the code        make clean  remove out/        make help  this list
 
 PYTHON ?= python3
@@ -11,11 +12,11 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
 THEORY := $(shell find theory -name '*.py')
 
-.PHONY: demo test lint fmt clean help study sweep
+.PHONY: demo explore test lint fmt clean help study sweep
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(BIN)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -56,6 +57,9 @@ study: $(OUT)/predictions.json | $(BIN)/.demo
 $(OUT)/report.html: $(OUT)/check.json $(OUT)/predictions.json sweep study
 	@echo "== 5/5 drawing the report"
 	@$(PY) -m paper_figures report $(OUT)
+
+explore: $(BIN)/.dev
+	$(BIN)/marimo run notebooks/explorer.py
 
 # --- development ---------------------------------------------------------------------------------
 
