@@ -20,7 +20,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from theory.grid import QUICK, Cell, Grid, load_grid
+from theory.sweep.cells import Cell
+from theory.sweep.grid import SHIPPED, Grid, load_grid
+
+QUICK = SHIPPED / "quick.toml"
 
 
 @dataclass(frozen=True)
