@@ -59,9 +59,9 @@ class Cell:
                 raise InputError(f"{name} must be a whole number in {low}..{high}, got {value!r}")
         for name, low, high in (("noise", 0.0, 0.5), ("reference_share", 0.0, 100.0)):
             value = getattr(self, name)
-            if not _is_number(value) or not low <= value <= high:
+            if not is_number(value) or not low <= value <= high:
                 raise InputError(f"{name} must be a number in {low:g}..{high:g}, got {value!r}")
-        if not _is_number(self.beta) or not 1e-6 <= self.beta <= 1e6:
+        if not is_number(self.beta) or not 1e-6 <= self.beta <= 1e6:
             raise InputError(f"beta must be a number in 1e-06..1e+06, got {self.beta!r}")
         if self.coverage not in COVERAGES:
             raise InputError(f"coverage {self.coverage!r} is none of {', '.join(COVERAGES)}")
@@ -172,7 +172,8 @@ def _check_class(cell: Cell) -> None:
         raise InputError(f"reward_class {text!r}: the degree lies outside 1..{bits}, the bits")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is a finite int or float."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)
 

@@ -28,7 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from theory.errors import InputError
-from theory.sweep.cells import ARM_NAMES, CELL_DEFAULTS, VERSION, Cell, family_defaults
+from theory.sweep.cells import (
+    ARM_NAMES,
+    CELL_DEFAULTS,
+    VERSION,
+    Cell,
+    family_defaults,
+    is_number,
+)
 
 SHIPPED = Path(__file__).parent.parent / "grids"
 MOST_CELLS = 100_000
@@ -197,14 +204,13 @@ def _known(
 
 def _entries(value: Any, key: str, *, words: bool = False) -> list[Any]:
     """A value or a non-empty list of different ones; numbers (finite), or words."""
-    entries: list[Any] = value if isinstance(value, list) else [value]
+    entries: Any = value if isinstance(value, list) else [value]
     if not entries:
         raise InputError(f"{key} is an empty list")
     for entry in entries:
         if words and not isinstance(entry, str):
             raise InputError(f"{key} must hold words, got {entry!r}")
-        number = isinstance(entry, int | float) and not isinstance(entry, bool)
-        if not words and not (number and math.isfinite(entry)):
+        if not words and not is_number(entry):
             raise InputError(f"{key} must hold finite numbers, got {entry!r}")
     if len(set(entries)) != len(entries):
         raise InputError(f"{key} names a value twice: {entries!r}")
