@@ -13,7 +13,7 @@ from jaxtyping import Float
 from theory.batch import Batch
 from theory.draws import NARROW_TEMPERATURE, pairs_of, reference_of, tempered
 from theory.errors import InputError
-from theory.families import GroundTruth, orthonormal
+from theory.families import GroundTruth, orthonormal, spec_of
 from theory.families.bits import check_bits, polynomials
 from theory.sweep.cells import BIT_FAMILIES, Cell
 from theory.tree import TokenTree
@@ -58,7 +58,7 @@ def check_memory(cell: Cell) -> None:
 
     Draws the ground truth of one seed, which also shows settings that cannot be drawn at all.
     """
-    dimension, prompts, leaves = _sizes(replace(cell, seeds=cell.seeds[:1]))
+    dimension, prompts, leaves = sizes(cell)
     if dimension > MAX_CLASS:
         raise InputError(
             f"cell {cell.name}: the reward class has {dimension:,} dimensions, at most "
@@ -87,20 +87,18 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# --- helpers --------------------------------------------------------------------------------------
-
-
-def _sizes(cell: Cell) -> tuple[int, int, int]:
+def sizes(cell: Cell) -> tuple[int, int, int]:
+    """Dimensions of the reward class, prompts and leaf slots, from the first seed's draw."""
     return _sizes_of(cell.family, cell.settings, cell.reward_class, cell.seeds[0])
+
+
+# --- helpers --------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1024)
 def _sizes_of(
     family: str, settings: tuple[tuple[str, object], ...], reward_class: str, seed: int
 ) -> tuple[int, int, int]:
-    """Dimensions of the reward class, prompts and leaf slots."""
-    from theory.families import spec_of
-
     truth = spec_of(family, {**dict(settings), "seed": seed}).draw()
     tree = truth.tree
     dimension = truth.features.shape[2]

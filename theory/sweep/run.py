@@ -20,6 +20,7 @@ from theory.arms.base import FitArm, Outcome
 from theory.batch import Batch
 from theory.complexity import generator_complexity, verifier_complexity
 from theory.errors import InputError
+from theory.families import spec_of
 from theory.fit import ConvergenceError
 from theory.sweep.cells import Cell
 from theory.sweep.data import make_batch
@@ -147,8 +148,6 @@ def _complexity(
     family: str, settings: tuple[tuple[str, Any], ...], beta: float, seeds: tuple[int, ...]
 ) -> dict[str, float | None]:
     """Means over the seeds of the counts of `theory.complexity`; None where there is none."""
-    from theory.families import spec_of
-
     counts: dict[str, list[float]] = {}
     for seed in seeds:
         truth = spec_of(family, {**dict(settings), "seed": seed}).draw()
