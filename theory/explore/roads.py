@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.sparse import csr_array, diags_array
-from scipy.special import expit
 
+from theory.draws import pairs_of
 from theory.errors import InputError, require_positive
 from theory.explore.fitting import (
     FINE,
@@ -166,23 +166,10 @@ def curve(
 def draw_pairs(truth: GroundTruth, question: Question) -> Pairs:
     """(N, 2) winner and loser, x L + leaf: prompts by rho0, two different completions, uniform.
 
-    Labels are Bradley-Terry draws by the true reward (Eq. 4), then flipped with probability
-    `noise`. The first pairs of a larger N are those of a smaller one.
+    The pairs that a sweep draws from this seed: Bradley-Terry labels by the true reward (Eq. 4),
+    each then flipped with probability `noise`.
     """
-    tree = truth.tree
-    generator = np.random.default_rng([question.seed, tree.n_prompts, tree.n_leaves, 7])
-    draws = generator.random((question.n_pairs, 5))
-    live = tree.leaves
-    if len(live) < 2:
-        raise InputError("a pair needs two completions, this tree has one")
-    prompt = np.searchsorted(np.cumsum(tree.rho0), draws[:, 0], side="right")
-    prompt = np.minimum(prompt, tree.n_prompts - 1)
-    first = (draws[:, 1] * len(live)).astype(np.int64)
-    second = (first + 1 + (draws[:, 2] * (len(live) - 1)).astype(np.int64)) % len(live)
-    margin = truth.reward[prompt, live[first]] - truth.reward[prompt, live[second]]
-    wins = (draws[:, 3] < expit(margin)) != (draws[:, 4] < question.noise)
-    pairs = np.stack([np.where(wins, first, second), np.where(wins, second, first)], axis=1)
-    return prompt[:, None] * tree.n_leaves + live[pairs]
+    return pairs_of(truth.tree, truth.reward, question.n_pairs, question.seed, noise=question.noise)
 
 
 def log_optimum(truth: GroundTruth, beta: float) -> Float[np.ndarray, "P L"]:
@@ -296,12 +283,14 @@ def _offline_proper(truth: GroundTruth, question: Question, pairs: Pairs) -> Roa
 def policy_basis(truth: GroundTruth, question: Question, name: str) -> Any:
     """(E, d): the logits of offline_all, offline_all_one_hot or offline_matched in theta.
 
-    offline_all: logits scaled by the root of the level's size, so that the ridge is on their mean
-    square (an orthogonal rotation of Walsh coordinates). offline_matched: polynomials of the degree
-    of R_sim in the bits of prefix and token, or else theta . mean of the features below s.a.
+    offline_all: logits in units of the root of the level's size (entries where the state leaves a
+    choice), so that the ridge is on their mean square: Walsh coordinates, rotated.
+    offline_matched: polynomials of the degree of R_sim in the bits of prefix and token, or else
+    theta . mean of the features below s.a.
     """
     tree = truth.tree
-    live = [np.tile(tree.allowed(h).reshape(-1), tree.n_prompts) for h in range(tree.horizon)]
+    free = [mask & (mask.sum(axis=1, keepdims=True) > 1) for mask in tree.allowed_levels]
+    live = [np.tile(mask.reshape(-1), tree.n_prompts) for mask in free]
     if name == "offline_all":
         return csr_array(diags_array(np.concatenate([m * math.sqrt(m.sum()) for m in live])))
     if name == "offline_all_one_hot":
@@ -347,9 +336,7 @@ def policy_rank(truth: GroundTruth, question: Question, name: str) -> int:
     theta = np.random.default_rng(0).standard_normal(policies.n_parameters)
     if isinstance(policies.basis, csr_array):  # logits of any size are fine, exp of 100 is not
         theta = theta / abs(policies.basis).max()
-    slots = truth.tree.n_prompts * truth.tree.n_leaves
     live = np.flatnonzero(np.tile(truth.tree.leaf_mask, truth.tree.n_prompts))
-    assert slots >= len(live)
     return int(np.linalg.matrix_rank(policies.jacobian(theta, live) @ policies.basis))
 
 
