@@ -1,125 +1,412 @@
-"""exp and log in float64 that compile to straight vector code, about twice as fast as XLA's.
+"""One level of soft value iteration in one pass over its memory, compiled by numba (float64).
 
-And, built on them, the programs of one large level of a soft backup: `below` is (P, S * V), the
-values of the next level, and results are (P, S), or (P, S, V) for the conditionals.
+A block of states that fits the first cache is read once: its maxima, the sums of exp, the values
+and the conditionals are all made while it is there. exp and log are polynomials, so that every loop
+is vector code. Of few tokens the processor's lanes run over states, of many over tokens. The
+order of all sums is fixed: the same bits whatever the blocks and threads.
+
+A level's q(s, a) are nats, as a sum of two floats (`high` + `low`, about 100 bits); at the leaves
+they are rewards times 1 / beta. Where no completion is they are -inf.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
-import theory._x64  # noqa: F401
+import numba
+import numba.extending
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.np import arrayobj
 
 LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # its last 21 bits are 0: n * LN2_HIGH is exact
 LN2_LOW = 1.9082149292705877e-10  # ln 2 - LN2_HIGH
+LN2, LOG2_E = math.log(2.0), math.log2(math.e)
 TO_INTEGER = 1.5 * 2.0**52  # n + TO_INTEGER holds the integer n in its lowest bits
 FLOOR = -700.0  # exp(-700) is about 1e-304, still a normal number
 ROOT_HALF_BITS = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
-TO_FLOAT_BITS, TO_FLOAT = 0x4330000000000000, 2.0**52  # an integer in the bits of 2**52 + it
-into = partial(jax.jit, donate_argnums=0, keep_unused=True)  # argument 0: memory for the result
-for_vocab = partial(jax.jit, static_argnames="vocab")
-TAYLOR = [1.0 / math.factorial(k) for k in range(14)]
+RANGE = 1e306  # of rewards / beta and their differences
+BLOCK = 64  # states a block, of few tokens
+ROWS = 16  # states a block, of many tokens
+MANY_TOKENS = 12  # from which a row of tokens fills the lanes by itself
+
+intrinsic: Any = numba.extending.intrinsic  # its types say nothing of what it makes
+_numbers = types.Array(types.float64, 1, "C")
+_read = types.Array(types.float64, 1, "C", readonly=True)
+_read_bool = types.Array(types.boolean, 1, "C", readonly=True)
+_scale = types.UniTuple(types.float64, 4)
 
 
-def exp_below_zero(x: jax.Array) -> jax.Array:
-    """exp(x) for x <= 0, relative error below 1e-15; exp(-700) in place of anything smaller.
+def _compiled(function: Any = None, signature: Any = None) -> Any:
+    """numba's jit, kept on disk; where nothing can be written it is compiled once a process.
 
-    x = n ln 2 + f with |f| <= ln(2) / 2; exp(f) is its Taylor polynomial of degree 13, which is off
-    by at most 5e-18, and 2**n is added to the exponent bits. NaN stays NaN. Any shape, float64.
+    With a signature it is compiled here and now, else with the functions that call it.
     """
-    x = jnp.maximum(x, FLOOR)
-    n = lax.round(x * math.log2(math.e), lax.RoundingMethod.TO_NEAREST_EVEN)
-    f = (x - n * LN2_HIGH) - n * LN2_LOW
+    if function is None:
+        return partial(_compiled, signature=signature)
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(signature, cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache folder takes files
+        return numba.njit(signature, **options)(function)
+
+
+# --- instructions that numba has no name for -----------------------------------------------------
+
+
+@intrinsic
+def _fma(typing, a, b, c):
+    """a * b + c, rounded once."""
+    double = types.float64
+    return double(double, double, double), lambda _, builder, __, args: builder.fma(*args)
+
+
+@intrinsic
+def _bits(typing, x):
+    make = lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(64))  # noqa: E731
+    return types.int64(types.float64), make
+
+
+@intrinsic
+def _from_bits(typing, x):
+    make = lambda _, builder, __, args: builder.bitcast(args[0], ir.DoubleType())  # noqa: E731
+    return types.float64(types.int64), make
+
+
+@intrinsic
+def _plus(typing, a, b):
+    """a + b, in a sum that may be taken in any (fixed) order: one partial sum a lane."""
+    make = lambda _, builder, __, args: builder.fadd(*args, flags=("reassoc",))  # noqa: E731
+    return types.float64(types.float64, types.float64), make
+
+
+@intrinsic
+def _larger(typing, a, b):
+    """max(a, b), NaN if one is."""
+
+    def make(_, builder, signature, args):
+        kind = ir.FunctionType(ir.DoubleType(), [ir.DoubleType()] * 2)
+        name = "llvm.maximum.f64"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return types.float64(types.float64, types.float64), make
+
+
+def _address(context, builder, kind, array, index):
+    return builder.gep(arrayobj.make_array(kind)(context, builder, array).data, [index])
+
+
+def _prefetch(for_writing: int) -> Any:
+    @intrinsic
+    def prefetch(typing, array, index):
+        """Fetch the cache line of array[index], which may lie beyond its end."""
+
+        def make(context, builder, signature, args):
+            where, int32 = _address(context, builder, signature.args[0], *args), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [where.type, int32, int32, int32])
+            call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(call, [where, int32(for_writing), int32(3), int32(1)])
+            return context.get_dummy_value()
+
+        return types.none(array, types.intp), make
+
+    return prefetch
+
+
+def _tile(width: int) -> Any:
+    """Transposes width x width numbers in registers, in log2(width) steps."""
+    vector, int32 = ir.VectorType(ir.DoubleType(), width), ir.IntType(32)
+
+    def pick(builder, a, b, half, second):
+        keep = half if second else 0
+        take = [k if (k & half) == keep else (k ^ half) + width for k in range(width)]
+        if second:  # from a the upper halves, moved down
+            take = [k | half if not k & half else k + width for k in range(width)]
+        mask = ir.Constant(ir.VectorType(int32, width), [ir.Constant(int32, k) for k in take])
+        return builder.shuffle_vector(a, b, mask)
+
+    @intrinsic
+    def tile(typing, source, i, i_step, target, j, j_step):
+        """target[j + c * j_step + r] = source[i + r * i_step + c] for r, c < width."""
+
+        def make(context, builder, signature, args):
+            def line(array, start, step, r):
+                kind = signature.args[array]
+                index = builder.add(args[start], builder.mul(args[step], args[step].type(r)))
+                where = _address(context, builder, kind, args[array], index)
+                return builder.bitcast(where, vector.as_pointer())
+
+            rows = [builder.load(line(0, 1, 2, r), align=8) for r in range(width)]
+            half = 1
+            while half < width:
+                for r in (r for r in range(width) if not r & half):
+                    a, b = rows[r], rows[r | half]
+                    rows[r] = pick(builder, a, b, half, False)
+                    rows[r | half] = pick(builder, a, b, half, True)
+                half *= 2
+            for r in range(width):
+                builder.store(rows[r], line(3, 4, 5, r), align=8)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.none(source, n, n, target, n, n), make
+
+    return tile
+
+
+_prefetch_read, _prefetch_write = _prefetch(0), _prefetch(1)
+_tile_8, _tile_4, _tile_2 = _tile(8), _tile(4), _tile(2)
+
+
+@_compiled
+def transpose(source, i, rows, cols, i_step, target, j, j_step):
+    """target[j + c * j_step + r] = source[i + r * i_step + c]; the last tiles overlap."""
+    width = 1
+    for wider in (2, 4, 8):
+        if rows >= wider and cols >= wider:
+            width = wider
+    for row in range(0, rows, width):
+        r = min(row, rows - width)
+        for col in range(0, cols, width):
+            c = min(col, cols - width)
+            at, to = i + r * i_step + c, j + c * j_step + r
+            if width == 8:
+                _tile_8(source, at, i_step, target, to, j_step)
+            elif width == 4:
+                _tile_4(source, at, i_step, target, to, j_step)
+            elif width == 2:
+                _tile_2(source, at, i_step, target, to, j_step)
+            else:
+                target[to] = source[at]
+
+
+# --- exp and log ---------------------------------------------------------------------------------
+
+
+def _exp_coefficients(degree: int) -> list[float]:
+    """Of the polynomial g with exp(f) = 1 + f + f^2 g(f) for |f| <= ln(2) / 2, lowest first.
+
+    g interpolates at Chebyshev's points; of degree 9 it leaves exp(f) off by less than 1e-17.
+    """
+    series = [1.0 / math.factorial(k + 2) for k in range(20)]
+    interval = [-LN2 / 2, LN2 / 2]
+    g = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(series), degree, interval)
+    return [float(c) for c in g.convert(kind=np.polynomial.Polynomial).coef]
+
+
+G0, G1, G2, G3, G4, G5, G6, G7, G8, G9 = _exp_coefficients(9)
+
+
+@_compiled
+def exp_near_zero(x):
+    """exp(x) for x <= 1, off by less than 3e-16, and by 3e-16 + 4e-17 |x| of itself.
+
+    exp(-700) in place of anything smaller, and of NaN. x = n ln 2 + f; 2**n is added to the bits of
+    the exponent.
+    """
+    x = x if x > FLOOR else FLOOR
+    shifted = _fma(x, LOG2_E, TO_INTEGER)
+    f = _fma(shifted - TO_INTEGER, -LN2, x)
     f2 = f * f
     f4 = f2 * f2
-    pairs = [TAYLOR[k] + TAYLOR[k + 1] * f for k in range(0, 14, 2)]
-    low = (pairs[0] + pairs[1] * f2) + f4 * (pairs[2] + pairs[3] * f2)
-    high = (pairs[4] + pairs[5] * f2) + f4 * pairs[6]
-    bits = lax.bitcast_convert_type(low + (f4 * f4) * high, jnp.int64)
-    exponent = lax.bitcast_convert_type(n + TO_INTEGER, jnp.int64) << 52
-    return lax.bitcast_convert_type(bits + exponent, jnp.float64)
+    low = _fma(_fma(G3, f, G2), f2, _fma(G1, f, G0))
+    high = _fma(_fma(G9, f, G8), f4, _fma(_fma(G7, f, G6), f2, _fma(G5, f, G4)))
+    return _from_bits(_bits(1.0 + _fma(_fma(high, f4, low), f2, f)) + (_bits(shifted) << 52))
 
 
-def log_from_one(x: jax.Array) -> jax.Array:
-    """log(x) for 1 <= x < 2**1000, absolute error below 1e-15 * max(1, log x). NaN stays NaN.
+@_compiled
+def log_from_one(x):
+    """log(x) for 1 <= x < 2**1000, absolute error below 1e-15 * max(1, log x).
 
     x = 2**k z with sqrt(1/2) <= z < sqrt(2), and log z = 2 artanh(w), w = (z - 1) / (z + 1), by its
-    series to w**21, which is off by at most 3e-18. Any shape, float64.
+    series to w**21, which is off by at most 3e-18.
     """
-    bits = lax.bitcast_convert_type(x, jnp.int64)
-    k = lax.shift_right_logical(bits - ROOT_HALF_BITS, jnp.int64(52))
-    z = lax.bitcast_convert_type(bits - (k << 52), jnp.float64)
-    power = lax.bitcast_convert_type(k + TO_FLOAT_BITS, jnp.float64) - TO_FLOAT
+    bits = _bits(x)
+    k = (bits - ROOT_HALF_BITS) >> 52
+    z = _from_bits(bits - (k << 52))
     w = (z - 1.0) / (z + 1.0)
-    series = jnp.full_like(w, 2.0 / 21.0)
+    w2 = w * w
+    series = 2.0 / 21.0
     for odd in range(19, 0, -2):
-        series = series * (w * w) + 2.0 / odd
-    return power * LN2_HIGH + (w * series + power * LN2_LOW) + 0.0 * x
+        series = _fma(series, w2, 2.0 / odd)
+    return k * LN2_HIGH + (w * series + k * LN2_LOW)
 
 
-# --- one level -----------------------------------------------------------------------------------
+# --- blocks of states ----------------------------------------------------------------------------
+# scale: (beta, s, s_low, hole): s + s_low = 1 / beta to twice the digits (at upper levels q is in
+# nats: 1 and 0); hole: -inf if q may be -inf, NaN if it may not. Each returns how many states, or
+# terms, are not finite or out of RANGE.
 
 
-def by_state(below: jax.Array, vocab: int) -> jax.Array:
-    """(P, S * V) as (P, S, V)."""
-    return below.reshape(below.shape[0], -1, vocab)
+@_compiled
+def _states(n, top, top_low, total, scale, leaf, log_sum, value, high, low):
+    """From maxima and sums: log_sum, V in reward units and in nats (high + low)."""
+    beta, s, s_low, _ = scale
+    bad = 0
+    for i in range(n):
+        log_sum[i] = log_from_one(total[i])
+        up, rest = top[i], top_low[i]
+        if leaf:
+            up = top[i] * s
+            rest = _fma(top[i], s, -up) + top[i] * s_low
+        whole = up + log_sum[i]
+        back = whole - up
+        rest += (up - (whole - back)) + (log_sum[i] - back)  # what rounding took
+        state = total[i] > 0.5  # the largest term is 1; without any the sum is almost 0
+        worth = _fma(beta, whole, beta * rest)
+        bad += state & (not ((abs(up) <= RANGE) & (abs(worth) < np.inf)))
+        value[i] = worth if state else -np.inf
+        high[i] = whole if state else -np.inf
+        low[i] = rest if state else 0.0
+    return bad
 
 
-@for_vocab
-def largest(below: jax.Array, vocab: int) -> jax.Array:
-    """max_a q(s, a), (P, S)."""
-    return jnp.max(by_state(below, vocab), axis=2)
+@_compiled
+def _few_tokens(q, q_low, at, policy, n, vocab, work, per_state, scale, value, high, low):
+    """States of which q lies at q[at:], and their conditionals at policy[at:]; lanes over states.
 
-
-@for_vocab
-def sum_exp(below: jax.Array, top: jax.Array, beta: jax.Array, vocab: int) -> jax.Array:
-    """sum_a exp((q(s, a) - top(s)) / beta), (P, S); NaN where one of these is not finite.
-
-    One slice a token, so that the processor's lanes run over states: a reduction over few tokens
-    leaves them half empty. The sum of all x is not finite where one is not, and 0 times it is NaN.
-    1 / beta must be a normal number.
+    work: (2, vocab, BLOCK) for q and q_low with the states last; per_state: (4, BLOCK).
     """
-    q = by_state(below, vocab)
-    scale = 1.0 / beta
-    total, seen = jnp.zeros_like(top), jnp.zeros_like(top)
+    _, s, s_low, hole = scale
+    block, block_low = work[0], work[1]
+    top, top_low, total, log_sum = per_state[0], per_state[1], per_state[2], per_state[3]
+    flat = work.reshape(-1)
+    after, half = at + n * vocab, vocab * BLOCK
+    bad = 0
+    transpose(q, at, n, vocab, vocab, flat, 0, BLOCK)
+    if q_low is not None:
+        transpose(q_low, at, n, vocab, vocab, flat, half, BLOCK)
+    for i in range(n):
+        top[i], top_low[i], total[i] = -np.inf, 0.0, 0.0
     for token in range(vocab):
-        x = (q[:, :, token] - top) * scale
-        total, seen = total + exp_below_zero(x), seen + x
-    return total + 0.0 * seen
+        for i in range(n):
+            if q_low is not None:
+                top_low[i] = block_low[token, i] if block[token, i] > top[i] else top_low[i]
+            top[i] = block[token, i] if block[token, i] > top[i] else top[i]
+    for i in range(n):
+        top[i] = top[i] if top[i] > -np.inf else 0.0
+    for token in range(vocab):
+        for i in range(n):
+            x = (block[token, i] - top[i]) * s
+            if q_low is not None:
+                x += block_low[token, i] - top_low[i]
+            bad += (not (x >= -RANGE)) & (block[token, i] != hole)
+            total[i] += exp_near_zero(x)
+        if q_low is None:
+            for line in range((n + 7) >> 3):
+                _prefetch_read(q, after + token * n + 8 * line)
+                _prefetch_write(policy, after + token * n + 8 * line)
+    bad += _states(n, top, top_low, total, scale, q_low is None, log_sum, value, high, low)
+    for token in range(vocab):
+        for i in range(n):
+            x = block[token, i] - top[i]
+            rest = -log_sum[i]
+            if q_low is None:
+                rest = _fma(x, s_low, rest)
+            else:
+                rest += block_low[token, i] - top_low[i]
+            block[token, i] = _fma(x, s, rest) if x > -np.inf else -np.inf
+    transpose(flat, 0, vocab, n, BLOCK, policy, at, vocab)
+    return bad
 
 
-@into
-def conditionals(
-    scratch: tuple[jax.Array, ...],
-    below: jax.Array,
-    top: jax.Array,
-    log_sum: jax.Array,
-    beta: jax.Array,
-) -> jax.Array:
-    """(q(s, a) - top(s)) / beta - log_sum(s), (P, S, V), in the memory of scratch if given."""
-    q = below.reshape(*top.shape, -1)
-    return (q - top[:, :, None]) / beta - log_sum[:, :, None]
+@_compiled
+def _many_tokens(q, q_low, at, policy, n, vocab, per_state, scale, value, high, low):
+    """As `_few_tokens`, lanes over tokens, straight from memory."""
+    _, s, s_low, hole = scale
+    top, top_low, total, log_sum = per_state[0], per_state[1], per_state[2], per_state[3]
+    rows = q[at : at + n * vocab].reshape(n, vocab)
+    rows_low = rows if q_low is None else q_low[at : at + n * vocab].reshape(n, vocab)
+    out = policy[at : at + n * vocab].reshape(n, vocab)
+    bad = 0
+    for i in range(n):
+        most, most_low, whole = -np.inf, -np.inf, 0.0
+        for token in range(vocab):
+            most = _larger(most, rows[i, token])
+        if q_low is None:
+            most_low = 0.0
+        else:
+            for token in range(vocab):
+                tied = rows[i, token] == most
+                most_low = _larger(most_low, rows_low[i, token] if tied else -np.inf)
+        most = 0.0 if most == -np.inf else most
+        for token in range(vocab):
+            x = (rows[i, token] - most) * s
+            if q_low is not None:
+                x += rows_low[i, token] - most_low
+            bad += (not (x >= -RANGE)) & (rows[i, token] != hole)
+            whole = _plus(whole, exp_near_zero(x))
+        top[i], top_low[i], total[i] = most, most_low, whole
+    bad += _states(n, top, top_low, total, scale, q_low is None, log_sum, value, high, low)
+    for i in range(n):
+        most, most_low, less = top[i], top_low[i], -log_sum[i]
+        for token in range(vocab):
+            x = rows[i, token] - most
+            rest = less
+            if q_low is None:
+                rest = _fma(x, s_low, rest)
+            else:
+                rest += rows_low[i, token] - most_low
+            out[i, token] = _fma(x, s, rest) if x > -np.inf else -np.inf
+    return bad
 
 
-@partial(into, static_argnames="shape")
-def small_levels(
-    scratch: tuple[jax.Array, ...], leaf: jax.Array, beta: jax.Array, shape: tuple[int, int]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """V and the conditionals of small levels, shape = (tokens, levels), in one program, root first.
+@_compiled
+def _level(q, q_low, policy, vocab, scale, value, high, low):
+    """All states of one level of one subtree: q and policy are (states * vocab,)."""
+    few = vocab < MANY_TOKENS
+    work = np.zeros((2, vocab if few else 1, BLOCK))
+    per_state = np.zeros((4, BLOCK))
+    step = BLOCK if few else ROWS
+    bad = 0
+    for first in range(0, value.size, step):
+        last = min(first + step, value.size)
+        n, at = last - first, first * vocab
+        out, up, down = value[first:last], high[first:last], low[first:last]
+        if few:
+            bad += _few_tokens(
+                q, q_low, at, policy, n, vocab, work, per_state, scale, out, up, down
+            )
+        else:
+            bad += _many_tokens(q, q_low, at, policy, n, vocab, per_state, scale, out, up, down)
+    return bad
 
-    V is NaN at the root where a reward, or a difference / beta, is not finite.
+
+@_compiled(signature=types.intp(_read, _read_bool, types.intp, _numbers))
+def masked(reward, kept, start, leaf):
+    """leaf = reward where kept, else -inf; `kept` (leaves,) serves every prompt.
+
+    reward and leaf begin at leaf slot `start` of all prompts together. Returns how many kept
+    rewards are not finite. With `kept` of size 0 all are kept.
     """
-    values, policies = [leaf], []
-    for _ in range(shape[1]):
-        q = by_state(values[0], shape[0])
-        top = jnp.max(q, axis=2)
-        scaled = (q - top[:, :, None]) / beta
-        log_sum = jnp.log(jnp.sum(jnp.exp(scaled) + 0.0 * scaled, axis=2))
-        policies.insert(0, scaled - log_sum[:, :, None])
-        values.insert(0, top + beta * log_sum)
-    return values[:-1], policies
+    bad = 0
+    if kept.size == 0:
+        for i in range(leaf.size):
+            bad += not (abs(reward[i]) < np.inf)
+            leaf[i] = reward[i]
+    at = 0
+    while kept.size > 0 and at < leaf.size:
+        offset = (start + at) % kept.size
+        n = min(kept.size - offset, leaf.size - at)
+        keep, source, target = kept[offset : offset + n], reward[at : at + n], leaf[at : at + n]
+        for i in range(n):
+            bad += keep[i] & (not (abs(source[i]) < np.inf))
+            target[i] = source[i] if keep[i] else -np.inf
+        at += n
+    return bad
+
+
+@_compiled(signature=types.intp(_read, _numbers, types.intp, _scale, *[_numbers] * 3))
+def leaf_level(leaf, policy, vocab, scale, value, high, low):
+    """The level above the leaves; results as `_level`."""
+    return _level(leaf, None, policy, vocab, scale, value, high, low)
+
+
+@_compiled(signature=types.intp(*[_numbers] * 3, types.intp, _scale, *[_numbers] * 3))
+def upper_level(q, q_low, policy, vocab, scale, value, high, low):
+    """A level above another, of which q and q_low are V in nats."""
+    return _level(q, q_low, policy, vocab, scale, value, high, low)

@@ -7,8 +7,7 @@ completion. Everything is exact up to rounding: per-node maxima are taken out be
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,14 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from theory._x64 import AnyArray
+from theory.backup import PolicyMemory, aligned, soft_backup
 from theory.errors import InputError
-from theory.lanes import conditionals, into, largest, log_from_one, small_levels, sum_exp
 from theory.tree import TokenTree
 
 Policy = list[jax.Array]  # one (P, V**h, V) array of log-probabilities a level, h = 0..H-1
 
-LARGE = 2**16  # entries of a level from which it runs a slice a token (slower to compile)
 TINY = float(np.finfo(np.float64).tiny)  # smallest normal number
-RANGE = 1e306  # of rewards / beta: MANY_TOKENS of them still have a finite sum
-MANY_TOKENS = 32  # above, compiling one slice a token takes too long
+RANGE = 1e306  # of rewards / beta, and of their differences in a prompt
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class SoftSolution:
     values: list[jax.Array]  # V(s), (P, V**h) for h = 0..H, reward units; -inf where no state is
     log_policy: Policy
     log_z: jax.Array  # (P,), log sum exp(r / beta) over the completions of each prompt
+    _memory: PolicyMemory | None = field(default=None, repr=False, compare=False)  # for `reuse`
 
 
 def soft_value_iteration(
@@ -52,106 +50,41 @@ def soft_value_iteration(
 
     r: reward units, read at completions only; a numpy array is copied, a float64 JAX array is not.
     beta > 0: reward units per nat. reuse: an earlier solution of a tree of this shape whose policy
-    is no longer needed: its policy arrays are overwritten and cannot be read again. On large trees
-    most of the time goes into new memory, and this saves it.
+    is no longer needed: its policy arrays cannot be read again, and the solution after the next
+    lies in their memory (none that a view still holds). On large trees most of the time goes into
+    new memory, and this saves it.
     Raises InputError for a beta that `check_beta` refuses, a non-finite reward (prompt and
     completion named), rewards / beta out of float64's range, or a `reuse` of another shape, not in
-    JAX arrays or used before. A reward that is refused leaves `reuse` as it was; only one whose
-    values overflow above the leaves may not.
+    JAX arrays or used before. What is refused leaves `reuse` as it was.
     """
     check_beta(beta)
-    scratch = () if reuse is None else _scratch(tree, reuse)
-    if tree.eos is None and not tree.forbidden:
-        leaf = _leaf_array(tree, r)
-        if scratch and not _is_large(tree, leaf):
-            _check_range(tree, check_reward(tree, leaf), beta)
-        values, log_policy = _backup_complete(tree, leaf, beta, scratch)
-    else:
-        reward = check_reward(tree, r)
-        _check_range(tree, reward, beta)
-        leaf = jnp.asarray(reward)
-        values, log_policy = _backup(scratch, leaf, tree.allowed_levels, jnp.float64(beta))
-    log_z = values[0][:, 0] / beta
-    if not np.isfinite(np.asarray(log_z)).all():
-        _refuse(tree, leaf, beta)
-    return SoftSolution([*values, leaf], list(log_policy), log_z)
-
-
-def _is_large(tree: TokenTree, below: jax.Array) -> bool:
-    return below.size >= LARGE and tree.vocab <= MANY_TOKENS
-
-
-def _leaf_array(tree: TokenTree, r: AnyArray) -> jax.Array:
-    """(P, L) float64, never the caller's numpy memory."""
     check_shape(tree, r)
-    if isinstance(r, jax.Array):
-        return r.astype(jnp.float64)
-    memory = np.empty(r.size + 8)  # 64-byte aligned, JAX takes it as it is: one copy in all
-    start = -memory.ctypes.data % 64 // 8
-    own = memory[start : start + r.size].reshape(r.shape)
-    own[...] = r
-    return jax.device_put(own)
+    old = None if reuse is None else _given_back(tree, reuse)
+    kept = None if tree.eos is None and not tree.forbidden else tree.leaf_mask
+    reward = np.ascontiguousarray(r, dtype=np.float64)
+    shared = kept is None and isinstance(r, jax.Array) and r.dtype == np.float64
+    leaf = None if shared else aligned(reward.shape)
+    spare = None if old is None else old.free_spare()
+    shape = (tree.vocab, tree.horizon)
+    made = soft_backup(reward, shape, float(beta), leaf=leaf, kept=kept, spare=spare)
+    if not made.in_range:
+        _check_solvable(tree, reward, beta, made.values[0])
+    for level in () if reuse is None else reuse.log_policy:
+        level.delete()
+    memory = PolicyMemory(made.memory, None if old is None else old.hand_over())
+    values, policy, log_z = jax.device_put((made.values, made.policy, made.log_z))
+    values.append(r if shared else jax.device_put(leaf))
+    return SoftSolution(values, policy, log_z, memory)
 
 
-def _scratch(tree: TokenTree, reuse: SoftSolution) -> tuple[jax.Array, ...]:
+def _given_back(tree: TokenTree, reuse: SoftSolution) -> PolicyMemory:
+    """The memory of a solution that may be overwritten. Raises InputError if it may not."""
     if not all(isinstance(x, jax.Array) and x.dtype == np.float64 for x in reuse.log_policy):
         raise InputError("reuse: its policy must be in float64 JAX arrays, as it was returned")
     check_levels(tree, reuse.log_policy)
     if any(level.is_deleted() for level in reuse.log_policy):
         raise InputError("reuse: the arrays of this solution were overwritten before")
-    return tuple(reuse.log_policy)
-
-
-def _backup_complete(
-    tree: TokenTree, leaf: jax.Array, temperature: float, scratch: tuple[jax.Array, ...]
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Soft backups of a tree without masks: V at levels 0..H-1 and the policies, root first.
-
-    A reward that is not finite, or out of range, makes the root's V NaN. A large level runs as five
-    programs: in one, XLA would merge the logarithm into the sum, or compute it again at every leaf,
-    and lose the vector code.
-    """
-    values, policies, vocab = [leaf], [], tree.vocab
-    beta = jnp.float64(temperature)
-    while _is_large(tree, values[0]) and len(policies) < tree.horizon:
-        below, left = values[0], tree.horizon - len(policies)
-        top = largest(below, vocab)
-        log_sum = _log(sum_exp(below, top, beta, vocab))
-        if scratch and not np.isfinite(float(jnp.sum(log_sum))):
-            _refuse(tree, leaf, temperature)  # before the caller's memory is overwritten
-        policies.insert(0, conditionals(scratch[left - 1 : left], below, top, log_sum, beta))
-        values.insert(0, _plus(top, beta, log_sum))
-    left = tree.horizon - len(policies)
-    above, first = small_levels(scratch[:left], values[0], beta, (vocab, left))
-    return [*above, *values[:-1]], [*first, *policies]
-
-
-_log = jax.jit(log_from_one, donate_argnums=0)
-_plus = jax.jit(lambda top, beta, log_sum: top + beta * log_sum, donate_argnums=0)
-
-
-@into
-def _backup(
-    scratch: tuple[jax.Array, ...],
-    leaf: jax.Array,
-    allowed: tuple[jax.Array, ...],
-    beta: jax.Array,
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """As `_backup_complete`, for any tree; leaf is -inf at slots that are no completion."""
-    below = leaf
-    values, policies = [], []
-    for mask in reversed(allowed):
-        states, vocab = mask.shape
-        q = below.reshape(leaf.shape[0], states, vocab)
-        q = jnp.where(mask[None], q, -jnp.inf)
-        top = jnp.max(q, axis=2, keepdims=True)
-        top = jnp.where(jnp.isfinite(top), top, 0.0)
-        scaled = (q - top) / beta
-        log_sum = jnp.log(jnp.sum(jnp.exp(scaled), axis=2, keepdims=True))
-        policies.insert(0, scaled - jnp.where(jnp.isfinite(log_sum), log_sum, 0.0))
-        below = (top + beta * log_sum)[:, :, 0]
-        values.insert(0, below)
-    return tuple(values), tuple(policies)
+    return PolicyMemory(None, None) if reuse._memory is None else reuse._memory
 
 
 # --- the limits in beta --------------------------------------------------------------------------
@@ -256,8 +189,10 @@ def policy_from_leaves(tree: TokenTree, log_p: Float[AnyArray, "P L"]) -> Policy
 
     A state of probability 0 gets -inf everywhere: its conditionals do not exist.
     """
-    leaf = jnp.asarray(_check_log_p(tree, log_p, "log_p"))
-    return list(_backup((), leaf, tree.allowed_levels, jnp.float64(1.0))[1])
+    mass = _check_log_p(tree, log_p, "log_p")
+    shape = (tree.vocab, tree.horizon)
+    made = soft_backup(mass, shape, 1.0, leaf=np.empty_like(mass), kept=tree.leaf_mask)
+    return jax.device_put(made.policy)
 
 
 def log_optimal(
@@ -355,14 +290,14 @@ def _check_range(tree: TokenTree, reward: np.ndarray, beta: float) -> None:
         )
 
 
-def _refuse(tree: TokenTree, leaf: AnyArray, beta: float) -> NoReturn:
-    """Raises InputError that says why the root's value is not finite."""
-    reward = check_reward(tree, leaf)
+def _check_solvable(tree: TokenTree, r: AnyArray, beta: float, root: np.ndarray) -> None:
+    """Raises InputError that says why a backup, with these V at the root, is out of range."""
+    reward = check_reward(tree, r)
     _check_range(tree, reward, beta)
-    largest_reward = float(reward.max())
-    raise InputError(
-        f"the soft values overflow: rewards up to {largest_reward!r} at beta = {beta!r}"
-    )
+    if not np.isfinite(root).all():
+        raise InputError(
+            f"the soft values overflow: rewards up to {float(reward.max())!r} at beta = {beta!r}"
+        )
 
 
 def check_levels(tree: TokenTree, log_policy: Policy) -> None:
