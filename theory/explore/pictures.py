@@ -18,6 +18,7 @@ NAMES = {
     "two_stage": "online: reward, then soft RL",
     "offline_all": "offline: all policies",
 }
+SHORT = {"optimum": "optimum", "two_stage": "online", "offline_all": "offline"}
 MOST_NODES = 64  # in the last level that is drawn
 SHOWN = 32  # completions in the picture of probabilities
 WIDTH, HEIGHT = 320, 210
@@ -52,11 +53,11 @@ def tree_svg(tree: TokenTree, passing: list[Float[np.ndarray, "P S V"]], road: s
                 f'stroke-width="{0.3 + 11.0 * p:.2f}" stroke="{COLOURS[road]}" '
                 f'stroke-linecap="round"><title>{escape(words)}: {p:.4f}</title></line>'
             )
-            if tree.vocab ** (h + 1) <= 16:
+            if tree.vocab ** (h + 1) <= 8:
                 token = escape(tree.tokens[node % tree.vocab])
-                parts.append(_text(x1, y1 + 11, token, size=9))
-    left = tree.horizon - depth
-    more = f"first {depth} of {tree.horizon} tokens" if left else f"{depth} token(s)"
+                side, anchor = (-1, "end") if x1 < x0 else (1, "start")
+                parts.append(_text(x1 + 6 * side, y1 + 1, token, size=9, anchor=anchor))
+    more = f"{depth} of {tree.horizon} tokens; width: probability of passing"
     parts.append(_text(WIDTH / 2, HEIGHT - 6, more, size=10, faint=True))
     return _svg(parts, NAMES[road], f"tree of {NAMES[road]}")
 
@@ -83,7 +84,7 @@ def ranks_svg(tree: TokenTree, log_p: dict[str, Float[np.ndarray, "P L"]]) -> st
         parts.append(_text(left - 4, y + 3, f"{mark:.3f}", size=9, anchor="end"))
     for i, leaf in enumerate(order):
         x, words = left + (i + 0.5) * wide, " ".join(tree.leaf_tokens(int(tree.leaves[leaf])))
-        values = ", ".join(f"{road} {value[leaf]:.4f}" for road, value in p.items())
+        values = ", ".join(f"{SHORT[road]} {value[leaf]:.4f}" for road, value in p.items())
         y = height(p["optimum"][leaf])
         parts.append(
             f'<rect x="{x - 0.42 * wide:.1f}" y="{y:.1f}" width="{0.84 * wide:.1f}" '
@@ -96,8 +97,8 @@ def ranks_svg(tree: TokenTree, log_p: dict[str, Float[np.ndarray, "P L"]]) -> st
                              f'fill="{COLOURS[road]}"/>')  # fmt: skip
     label = f"the {len(order)} likeliest of {len(tree.leaves)} completions"
     parts.append(_text((left + right) / 2, HEIGHT - 16, label, size=10))
-    held = ", ".join(f"{road} {value[order].sum():.2f}" for road, value in p.items())
-    parts.append(_text((left + right) / 2, HEIGHT - 4, f"mass shown: {held}", size=8, faint=True))
+    held = ", ".join(f"{SHORT[road]} {value[order].sum():.2f}" for road, value in p.items())
+    parts.append(_text((left + right) / 2, HEIGHT - 4, f"mass shown: {held}", size=9, faint=True))
     return _svg(parts, "probability of a completion", "probabilities of completions")
 
 
