@@ -1,4 +1,4 @@
-"""`python -m paper_figures`: report | draw."""
+"""`python -m paper_figures`: report | draw | sweep."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import tyro
 
 from paper_figures.commands.draw import Draw
 from paper_figures.commands.report import Report
+from paper_figures.commands.sweep import Sweep
 from paper_figures.errors import InputError
 
 Command = (
     Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Draw, tyro.conf.subcommand("draw")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
 )
 
 

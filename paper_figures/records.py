@@ -12,7 +12,8 @@ from typing import Any
 
 from paper_figures.errors import InputError
 from paper_figures.fields import Fields, read_json
-from paper_figures.tables import SampleRow, SweepRecord, load_samples, load_sweep
+from paper_figures.sweep_records import SweepRecord, load_sweep
+from paper_figures.tables import SampleRow, load_samples
 from theory.predictions import (
     Measurement,
     Prediction,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from paper_figures.errors import InputError
 from paper_figures.fig3 import fig3
 from paper_figures.fig9 import fig9
 from paper_figures.records import Check, Folder, load_folder
-from paper_figures.style import Picture, panel_svg
-from paper_figures.sweep import sweep_picture, sweep_rows
+from paper_figures.style import Picture, panel_svg, picture_files
+from paper_figures.sweep import sweep_groups, sweep_pictures, sweep_rows
 from theory.predictions import Verdict, judge
 
 TITLE = "All Roads: does the measurement agree with the theory?"
@@ -51,7 +51,7 @@ def pictures(folder: Folder) -> tuple[Picture, ...]:
     """Every picture that the folder's records can fill."""
     verdicts, study = all_verdicts(folder), folder.study
     found = (
-        None if folder.sweep is None else sweep_picture(folder.sweep),
+        *(() if folder.sweep is None else sweep_pictures(folder.sweep)),
         fig3(study, verdicts),
         fig9(study, verdicts),
         None if study is None else curves_picture(study),
@@ -88,6 +88,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "checks": folder.checks,
         "check_summary": check_summary(folder.checks or ()),
         "sweep": folder.sweep,
+        "sweep_groups": () if folder.sweep is None else sweep_groups(folder.sweep),
         "sweep_rows": [] if folder.sweep is None else sweep_rows(folder.sweep),
         "task": folder.task,
         "drawn": drawn,
@@ -161,3 +162,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_pictures(found: Sequence[Picture], out: Path) -> Iterator[Path]:
+    """Write each picture as <name>.svg and <name>.png, and give their paths as they are done."""
+    for picture in found:
+        for kind, content in picture_files(picture).items():
+            path = out / f"{picture.name}.{kind}"
+            write_bytes(path, content)
+            yield path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 INK = "#1b1f24"  # becomes currentColor inside the page, so that a dark page stays readable
 GRID = "#8a9099"
@@ -38,6 +40,15 @@ LABELS = {
     "offline_all_one_hot": "offline, all policies (one-hot logits)",
     "offline_proper": "offline, only policies of the reward class",
     "offline_matched": "offline, policies matched in capacity",
+    "two_stage_full": "two-stage over all rewards",
+    "online_population_sft": "Online DPO (SFT), exact pair distribution",
+    "online_population_dpo": "Online DPO (DPO), exact pair distribution",
+    "mlp_two_stage": "MLP: reward model, then soft RL",
+    "mlp_offline": "MLP: offline policy",
+    "mlp_dpo": "MLP: DPO",
+    "transformer_two_stage": "transformer: reward model, then soft RL",
+    "transformer_offline": "transformer: offline policy",
+    "transformer_dpo": "transformer: DPO",
     "win_rate": "win rate",
     "rouge_l": "ROUGE-L F1",
     "mean_tokens": "mean tokens",
@@ -57,10 +68,19 @@ MARKS = {  # colour and marker of every policy, reward model and arm
     "local_rm": (ORANGE, "s"),
     "dpo_rm": (BLUE, "^"),
     "two_stage": (GREEN, "o"),
+    "two_stage_full": (SKY, "P"),
     "offline_all": (VERMILION, "^"),
     "offline_all_one_hot": (ORANGE, "v"),
     "offline_proper": (BLUE, "x"),
     "offline_matched": (PURPLE, "D"),
+    "online_population_sft": (SKY, "s"),
+    "online_population_dpo": (PURPLE, "s"),
+    "mlp_two_stage": (BLUE, "s"),
+    "mlp_offline": (VERMILION, "^"),
+    "mlp_dpo": (ORANGE, "v"),
+    "transformer_two_stage": (SKY, "P"),
+    "transformer_offline": (PURPLE, "D"),
+    "transformer_dpo": (GRID, "<"),
 }
 RC: Any = {
     "font.family": ["sans-serif"],
@@ -94,6 +114,8 @@ RC: Any = {
     "savefig.dpi": 200,
 }
 WIDTH = 3.7  # inches, one panel
+LEGEND_DROP = 0.42  # inches from the axis to the legend below it
+SUBTITLE, SUBTITLE_WIDTH = 6.8, 62  # points; characters a line
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,27 @@ def label(name: str) -> str:
 def mark(name: str) -> tuple[str, str]:
     """Colour and marker of a policy, reward model or arm."""
     return MARKS.get(name, (GRID, "o"))
+
+
+def legend_below(ax: Axes, columns: int = 1, **options: Any) -> None:
+    """The legend under the label of the x axis, at a distance that no panel's height changes."""
+    figure = ax.get_figure()
+    assert figure is not None
+    below = ScaledTranslation(0.0, -LEGEND_DROP, figure.dpi_scale_trans)
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=ax.transAxes + below,
+        borderaxespad=0.0, ncols=columns, columnspacing=1.2, **options,
+    )  # fmt: skip
+
+
+def two_line_title(ax: Axes, title: str) -> None:
+    """The first line bold; the rest small, wrapped to the width of a panel."""
+    first, _, rest = title.partition("\n")
+    lines = textwrap.wrap(rest, SUBTITLE_WIDTH)
+    ax.set_title(first, pad=5 + 9.5 * len(lines))
+    if lines:
+        text = "\n".join(lines)
+        ax.text(0.0, 1.015, text, transform=ax.transAxes, fontsize=SUBTITLE, va="bottom")
 
 
 def panel_svg(panel: Panel) -> str:

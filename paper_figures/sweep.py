@@ -1,308 +1,217 @@
-"""The proper-learning sweep: KL to the optimum against N, and the gap between two arms."""
+"""The proper-learning sweep in the report: groups of pictures, sentences and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from scipy import stats
-
-from paper_figures.prose import number
-from paper_figures.style import (
-    BLUE,
-    INK,
-    MARKS,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    Panel,
-    Picture,
-    label,
-    mark,
+from paper_figures.efficiency import map_panels, targets_panel
+from paper_figures.overview import central_words, first_kind, overview
+from paper_figures.prose import ABSENT, number
+from paper_figures.style import Panel, Picture, label
+from paper_figures.sweep_axes import AXES, tracks
+from paper_figures.sweep_findings import findings, pair_sentences
+from paper_figures.sweep_panels import (
+    ARM_GROUPS,
+    MAIN,
+    arm_order,
+    best_of_panel,
+    gap_panel,
+    has,
+    level_panel,
+    slug,
 )
-from paper_figures.tables import SweepRecord
+from paper_figures.sweep_records import CHOSEN, HINDSIGHT, Cell, SweepRecord
+from paper_figures.sweep_scatter import complexity_panel, ratio_panel
+from paper_figures.sweep_stats import centre, kinds, level
+from paper_figures.sweep_words import family_words, setting_words, varied
 
-SETTING = ("family", "degree", "class_degree", "sharpness", "horizon", "bits", "beta")
-WORDS = {
-    "degree": "k",
-    "class_degree": "class k",
-    "sharpness": "s",
-    "horizon": "H",
-    "width": "bits a token",
-    "bits": "bits",
-    "beta": "beta",
-}
-FIRST, ALL = "two_stage", "offline_all"
-AXES = (  # what varies, and what varies along with it
-    ("degree", ("width",)),
-    ("horizon", ("width",)),  # larger tokens: the same completions cut into fewer pieces
-    ("horizon", ("bits",)),  # fewer tokens of one vocabulary
+KL_CAPTION = (
+    "KL(policy || optimum) in nats, exact by enumeration: means over replicates with 95% t "
+    "intervals, each arm's candidate chosen by held-out pairs. Hollow and dotted: the best "
+    "candidate in hindsight. Points at one N are set apart sideways."
 )
-SAME = "k"  # a class degree that is the true degree
-N_MARKS = ((SKY, "o"), (BLUE, "s"), (INK, "D"), (ORANGE, "^"), (VERMILION, "v"), (PURPLE, "P"))
-CAPTION = (
-    "KL(policy || optimum) in nats, exact by enumeration. Each arm at its best ridge strength in "
-    "hindsight; points are means over replicates, bars 95% t intervals over replicates. The gap is "
-    "paired by replicate: the offline arm less {0}. k: degree of the reward (class k: of the "
-    "fitted class, where it differs); s: standard deviation of the reward; H: tokens. Points at "
-    "one N are set apart sideways."
+RATIO_CAPTION = (
+    "N offline over N two-stage to reach a stated KL, by interpolation between the N that were "
+    "run; 95% bootstrap intervals over replicates. Arrows and ≥, ≤: one of the two arms does not "
+    "reach it within them. Grey: neither does."
+)
+GAP_CAPTION = (
+    "KL of the offline arm less KL of two-stage, nats, paired by replicate: means with 95% t "
+    "intervals, chosen by held-out pairs; hollow and dotted: in hindsight. Above 0 two-stage is "
+    "better. Everything that is not on the axis is held; {0} is the offline arm where lines are N."
+)
+SCATTER_CAPTION = (
+    "Complexity of the true reward (verifier) and of its soft-optimal policy (generator) in the "
+    "same units, means over the first replicates; dashed: equal. Walsh coefficients: those of r "
+    "and of Q that are not 0 to a stated precision; automaton entries: the table of the smallest "
+    "automaton that computes it. Bars: 95% t intervals over replicates. One mark a setting."
+)
+OTHER_CAPTION = (
+    "The same fits by other measures, exact by enumeration, with 95% t intervals over replicates. "
+    "Ties count half. Best of N: the reference's samples ranked by each arm's own score."
 )
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over replicates with its 95% t interval (half width, None below two replicates)."""
+class Group:
+    """Pictures under one heading; `more` is folded away."""
 
-    value: float
-    half: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Point:
-    """One arm in one setting at one N, at its best ridge. kl: nats, (replicates,) by seed."""
-
-    setting: tuple[tuple[str, object], ...]
-    n_pairs: int
-    arm: str
-    ridge: float
-    seeds: np.ndarray
-    kl: np.ndarray
-
-    @property
-    def mean(self) -> Mean:
-        """Mean KL over replicates."""
-        return mean_of(self.kl)
+    name: str
+    heading: str
+    sentences: tuple[str, ...]
+    picture: Picture | None
+    more: Picture | None
 
 
-def mean_of(values: np.ndarray) -> Mean:
-    """Mean and half width of the 95% t interval of (n,) values."""
-    n = len(values)
-    half = None
-    if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return Mean(float(np.mean(values)), half, n)
-
-
-def points(sweep: SweepRecord) -> tuple[Point, ...]:
-    """Every (setting, N, arm) at the ridge with the least mean KL.
-
-    A cell that two blocks of a grid share counts once.
-    """
-    columns = sweep.columns
-    keys = [key for key in SETTING if key in columns]
-    groups: dict[tuple, list[int]] = {}
-    for i in range(len(sweep)):
-        setting = _setting({key: _plain(columns[key][i]) for key in keys})
-        at = (setting, int(columns["n_pairs"][i]), str(columns["arm"][i]))
-        groups.setdefault(at, []).append(i)
-    best = (_best(at, np.array(rows), columns) for at, rows in sorted(groups.items(), key=str))
-    return tuple(sorted(best, key=lambda p: (str(p.setting), p.n_pairs, p.arm)))
-
-
-def _best(at: tuple, rows: np.ndarray, columns: dict[str, np.ndarray]) -> Point:
-    """Of one group's rows, those of the ridge with the least mean KL."""
-    ridge, kl = columns["ridge"][rows].astype(float), columns["kl"][rows].astype(float)
-    strengths = np.unique(ridge)
-    _, once = np.unique(np.stack([ridge, columns["seed"][rows]]), axis=1, return_index=True)
-    rows, ridge, kl = rows[once], ridge[once], kl[once]
-    least = strengths[int(np.argmin([kl[ridge == strength].mean() for strength in strengths]))]
-    chosen = ridge == least
-    seeds = columns["seed"][rows][chosen]
-    order = np.argsort(seeds)
-    return Point(at[0], at[1], at[2], float(least), seeds[order], kl[chosen][order])
-
-
-def _setting(values: dict[str, object]) -> tuple[tuple[str, object], ...]:
-    """The coordinates of a row; a class degree that follows the true degree is no coordinate."""
-    if values.get("class_degree") == values["degree"]:
-        values["class_degree"] = SAME
-    return tuple(values.items())
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def gaps(found: Sequence[Point]) -> dict[tuple[tuple, int, str], Mean]:
-    """(setting, N, arm) -> mean of KL(arm) - KL(two-stage), nats, paired by replicate."""
-    first = {(p.setting, p.n_pairs): p for p in found if p.arm == FIRST}
-    out: dict[tuple[tuple, int, str], Mean] = {}
-    for point in found:
-        better = first.get((point.setting, point.n_pairs))
-        if point.arm != FIRST and better is not None:
-            shared, left, right = np.intersect1d(point.seeds, better.seeds, return_indices=True)
-            if len(shared):
-                key = (point.setting, point.n_pairs, point.arm)
-                out[key] = mean_of(point.kl[left] - better.kl[right])
-    return out
-
-
-def sweep_picture(sweep: SweepRecord) -> Picture:
-    """All panels that the sweep's data can fill."""
-    found = points(sweep)
-    settings = list(dict.fromkeys(p.setting for p in found))
-    varied = _varied(settings)
-    panels = []
-    for setting in settings:
-        rows = [p for p in found if p.setting == setting]
-        if len({p.n_pairs for p in rows}) > 1 or len(settings) == 1:
-            panels.append(_kl_panel(setting, rows, varied))
-    gap = gaps(found)
-    for axis, along in AXES:
-        panels += _gap_panels(axis, along, gap)
-    title = "The proper-learning gap in the sweep"
-    return Picture("sweep", title, tuple(panels), CAPTION.format(label(FIRST)))
-
-
-def _varied(settings: Sequence[tuple]) -> set[str]:
-    values: dict[str, set] = {}
-    for setting in settings:
-        for key, value in setting:
-            values.setdefault(key, set()).add(value)
-    return {key for key, seen in values.items() if len(seen) > 1}
-
-
-def setting_words(
-    setting: tuple, leave_out: Sequence[str] = (), only: set[str] | None = None
-) -> str:
-    """'degree k = 2, s = 2, H = 8': the coordinates of a setting in words."""
-    return ", ".join(
-        f"{value}" if key == "family" else f"{WORDS[key]} = {_number(value)}"
-        for key, value in setting
-        if key not in leave_out and (only is None or key in only) and value != SAME
+def sweep_groups(sweep: SweepRecord) -> tuple[Group, ...]:
+    """All that the sweep's data can fill, the overview first."""
+    whole = (
+        Group("sweep", "The short answer", tuple(findings(sweep)), overview(sweep), None),
+        _pairs_group(sweep),
+        _ratio_group(sweep),
+        _gap_group(sweep.cells),
+        _scatter_group(sweep.cells),
+        _other_group(sweep.cells),
     )
+    return tuple(g for g in whole if g.sentences or g.picture or g.more)
 
 
-def _number(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+def sweep_pictures(sweep: SweepRecord) -> tuple[Picture, ...]:
+    """Every picture of the sweep, those that the report folds away among them."""
+    groups = sweep_groups(sweep)
+    return tuple(p for group in groups for p in (group.picture, group.more) if p is not None)
 
 
-def _kl_panel(setting: tuple, rows: Sequence[Point], varied: set[str]) -> Panel:
-    title = setting_words(setting, only=varied | {"degree", "horizon"})
-
-    def draw(ax: Axes) -> None:
-        arms = sorted({p.arm for p in rows}, key=_arm_order)
-        for i, arm in enumerate(arms):
-            mine = sorted((p for p in rows if p.arm == arm), key=lambda p: p.n_pairs)
-            _line(
-                ax,
-                [p.n_pairs * 1.025 ** (i - (len(arms) - 1) / 2) for p in mine],
-                [p.mean for p in mine],
-                mark(arm),
-                label(arm),
-                positive=True,
-            )
-        ns = sorted({p.n_pairs for p in rows})
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xticks(ns, [str(n) for n in ns])
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.minorticks_off()
-        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        ax.set_xlabel("preference pairs N")
-        ax.set_ylabel("KL to the optimum (nats)")
-        ax.set_title(title)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=1)
-
-    said = "; ".join(f"{label(p.arm)} at N = {p.n_pairs}: {number(p.mean.value)}" for p in rows)
-    name = "sweep-kl-" + "-".join(_number(value) for _, value in setting)
-    height = 2.6 + 0.17 * len({p.arm for p in rows})
-    return Panel(name, draw, f"KL in nats against N, {title}. {said}", height=height)
-
-
-def _gap_panels(
-    axis: str, along: tuple[str, ...], gap: dict[tuple[tuple, int, str], Mean]
-) -> list[Panel]:
-    """One panel for every way of holding the other coordinates fixed, where the axis varies."""
-    groups: dict[tuple, dict[tuple[int, str], dict[float, Mean]]] = {}
-    for (setting, n, arm), mean in gap.items():
-        at: dict = dict(setting)
-        at["width"] = at["bits"] // at["horizon"]
-        rest = tuple((key, value) for key, value in at.items() if key not in (axis, *along))
-        groups.setdefault(rest, {}).setdefault((n, arm), {})[at[axis]] = mean
-    panels = []
-    for rest, lines in groups.items():
-        long = {key: line for key, line in lines.items() if len(line) > 1}
-        if long:
-            panels.append(_gap_panel(axis, rest, long))
-    return panels
-
-
-def _gap_panel(axis: str, rest: tuple, lines: dict[tuple[int, str], dict[float, Mean]]) -> Panel:
-    """With several N one line an N (all policies only); with one N one line an offline arm."""
-    several = len({n for n, _ in lines}) > 1
-    if several:
-        lines = {key: line for key, line in lines.items() if key[1] == ALL} or lines
-    fixed = setting_words(rest, leave_out=("family", "beta"))
-    at_n = "" if several else f", N = {next(iter(lines))[0]}"
-    title = f"Gap against {axis}\n{fixed}{at_n}"
-    looks = [N_MARKS[i % len(N_MARKS)] if several else mark(key[1]) for i, key in enumerate(lines)]
-    names = [f"N = {n}" if several else label(arm) for n, arm in lines]
-
-    def draw(ax: Axes) -> None:
-        for line, look, name in zip(lines.values(), looks, names, strict=True):
-            where = sorted(line)
-            _line(ax, where, [line[at] for at in where], look, name)
-        ax.axhline(0.0, color=INK, lw=0.9)
-        ticks = sorted({at for line in lines.values() for at in line})
-        ax.set_xticks(ticks, [_number(at) for at in ticks])
-        ax.set_xlabel("degree k of the reward" if axis == "degree" else "horizon H (tokens)")
-        ax.set_ylabel("KL gap (nats)")
-        ax.set_title(title, fontsize=7.2)
-        across = min(len(lines), 3) if several else 1
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=across)
-
-    said = "; ".join(
-        f"{name}, {axis} {_number(at)}: {number(mean.value, sign=True)}"
-        for name, line in zip(names, lines.values(), strict=True)
-        for at, mean in sorted(line.items())
-    )
-    panel = f"sweep-gap-{axis}-" + "-".join(_number(value) for _, value in rest)
-    height = 2.7 + (0.17 if several else 0.17 * len(lines))
-    return Panel(panel, draw, f"{title.replace(chr(10), ', ')}, nats. {said}", height=height)
-
-
-def _arm_order(arm: str) -> int:
-    """The order of style.MARKS: an arm that must lie on another one is drawn after it."""
-    return list(MARKS).index(arm) if arm in MARKS else len(MARKS)
-
-
-def _line(
-    ax: Axes,
-    x: Sequence[float],
-    means: Sequence[Mean],
-    look: tuple[str, str],
+def _group(
     name: str,
-    *,
-    positive: bool = False,
-) -> None:
-    """Means with intervals; on a log axis a lower end below 0 is cut at a tenth of the mean."""
-    y = np.array([mean.value for mean in means])
-    half = np.array([mean.half or 0.0 for mean in means])
-    lower = np.minimum(half, 0.9 * y) if positive else half
-    style = {"color": look[0], "marker": look[1], "capsize": 2.0, "elinewidth": 1.0}
-    ax.errorbar(x, y, yerr=np.stack([lower, half]), label=name, **style)
+    heading: str,
+    shown: Sequence[Panel],
+    more: Sequence[Panel],
+    caption: str,
+    sentences: Sequence[str] = (),
+) -> Group:
+    return Group(
+        name,
+        heading,
+        tuple(sentences),
+        Picture(name, heading, tuple(shown), caption) if shown else None,
+        Picture(f"{name}-more", f"{heading}: more", tuple(more), caption) if more else None,
+    )
+
+
+def _pairs_group(sweep: SweepRecord) -> Group:
+    """KL against N at each family's centre: the main arms; the other arms folded away."""
+    shown, more = [], []
+    for kind in kinds(sweep.cells):
+        rows = centre(sweep.cells, kind)
+        for name, words, arms in ARM_GROUPS:
+            here = has(rows, arms)
+            if len(rows) < 2 or (name != "main" and set(here) <= set(MAIN)):
+                continue
+            title = _centre_title(kind, rows, words)
+            panel = level_panel(rows, here, title=title, name=slug("sweep-kl", kind, name))
+            (shown if name == "main" else more).append(panel)
+    return _group(
+        "sweep-pairs", "KL against the number of pairs", shown, more, KL_CAPTION,
+        pair_sentences(sweep.cells),
+    )  # fmt: skip
+
+
+def _centre_title(kind: str, rows: Sequence[Cell], words: str = "") -> str:
+    place = setting_words(rows[0].place, central_words(rows[0]))
+    return f"{family_words(kind)}{', ' + words if words else ''}\n{place}"
+
+
+def _ratio_group(sweep: SweepRecord) -> Group:
+    ratios = sweep.ratios or ()
+    first = targets_panel(sweep.cells, ratios, "sweep-ratio-targets")
+    maps = map_panels(sweep.cells, ratios, "sweep-ratio-map")
+    shown = [panel for panel in (first, *maps[:1]) if panel is not None]
+    return _group("sweep-efficiency", "How many times the pairs", shown, maps[1:], RATIO_CAPTION)
+
+
+def _gap_group(cells: Sequence[Cell]) -> Group:
+    """One panel an axis from the family with the most settings; the others folded away."""
+    main = first_kind(cells)
+    shown, more = [], []
+    for axis in AXES:
+        found = [(track, gap_panel(track)) for track in tracks(cells, axis)]
+        drawn = [(track, panel) for track, panel in found if panel is not None]
+        first = [panel for track, panel in drawn if track.cells[0].kind == main][:1]
+        shown += first
+        more += [panel for _, panel in drawn if panel not in first]
+    caption = GAP_CAPTION.format(label("offline_all"))
+    return _group("sweep-gap", "When the gap opens and closes", shown, more, caption)
+
+
+def _scatter_group(cells: Sequence[Cell]) -> Group:
+    found = (
+        complexity_panel(cells, "entries", "sweep-complexity-entries"),
+        complexity_panel(cells, "walsh", "sweep-complexity-walsh"),
+        ratio_panel(cells, "entries", "sweep-gap-ratio-entries"),
+        ratio_panel(cells, "walsh", "sweep-gap-ratio-walsh"),
+    )
+    panels = [panel for panel in found if panel is not None]
+    return _group(
+        "sweep-complexity", "Verifier against generator", panels, (), SCATTER_CAPTION
+    )  # fmt: skip
+
+
+def _other_group(cells: Sequence[Cell]) -> Group:
+    """Win rate and pair accuracy of the first family, and its best of N; the rest folded away."""
+    shown, more = [], []
+    for kind in [first_kind(cells), *(k for k in kinds(cells) if k != first_kind(cells))]:
+        rows = centre(cells, kind)
+        first = kind == first_kind(cells)
+        place = setting_words(rows[0].place, central_words(rows[0]))
+        arms = has(rows, MAIN)
+        for measure in ("win_rate", "val_accuracy", "regret", "val_loss"):
+            if len(rows) > 1 and arms:
+                name = slug("sweep", measure, kind)
+                words = f"{label(measure).capitalize()}\n{family_words(kind)}, {place}"
+                panel = level_panel(rows, arms, measure, title=words, name=name)
+                (shown if first and measure in ("win_rate", "val_accuracy") else more).append(panel)
+        middle = rows[len(rows) // 2]
+        words = f"Best of N samples\n{family_words(kind)}, {place}, N = {middle.n_pairs}"
+        best = best_of_panel(middle, arms, words, slug("sweep-best-of-n", kind))
+        if best is not None:
+            (shown if first else more).append(best)
+    return _group("sweep-other", "Other measures", shown, more, OTHER_CAPTION)
 
 
 def sweep_rows(sweep: SweepRecord) -> list[dict[str, str]]:
     """The numbers behind the panels, one row a (setting, N, arm), in words."""
-    found = points(sweep)
-    varied = _varied([p.setting for p in found]) | {"degree", "horizon"}
+    names = varied(cell.place for cell in sweep.cells) | {"sharpness", "horizon"}
+    order = kinds(sweep.cells)
+    cells = sorted(sweep.cells, key=lambda c: (order.index(c.kind), str(c.setting), c.n_pairs))
     return [
         {
-            "setting": setting_words(p.setting, only=varied),
-            "n": str(p.n_pairs),
-            "arm": label(p.arm),
-            "ridge": _number(p.ridge),
-            "kl": number(p.mean.value),
-            "half": number(p.mean.half),
-            "replicates": str(p.mean.n),
+            "setting": ", ".join(
+                filter(None, [family_words(cell.kind), setting_words(cell.place, names)])
+            ),
+            "n": str(cell.n_pairs),
+            "arm": label(arm),
+            "kl": _cell(cell, arm, CHOSEN, "kl"),
+            "hindsight": _cell(cell, arm, HINDSIGHT, "kl"),
+            "win_rate": _cell(cell, arm, CHOSEN, "win_rate"),
+            "val_accuracy": _cell(cell, arm, CHOSEN, "val_accuracy"),
+            "size": _size(cell, arm),
+            "replicates": str(len(cell.fits[arm, CHOSEN].seeds)),
         }
-        for p in found
+        for cell in cells
+        for arm in sorted((arm for arm in cell.arms if (arm, CHOSEN) in cell.fits), key=arm_order)
     ]
+
+
+def _cell(cell: Cell, arm: str, choice: str, measure: str) -> str:
+    mean = level(cell, arm, choice, measure)
+    if mean is None:
+        return ABSENT
+    return number(mean.value) + ("" if mean.half is None else f" ± {number(mean.half)}")
+
+
+def _size(cell: Cell, arm: str) -> str:
+    """Parameters, and the rank of the Jacobian where it is known."""
+    fit = cell.fits[arm, CHOSEN]
+    return f"{fit.parameters}" + ("" if fit.rank is None else f" (rank {fit.rank})")

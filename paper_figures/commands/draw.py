@@ -27,15 +27,11 @@ class Draw:
     def run(self) -> int:
         """Exit code 0 if at least one figure was drawn, 1 if the records fill none."""
         from paper_figures.records import load_folder
-        from paper_figures.report import pictures, write_bytes
-        from paper_figures.style import picture_files
+        from paper_figures.report import pictures, write_pictures
 
         found = pictures(load_folder(self.folder))
-        for picture in found:
-            for kind, content in picture_files(picture).items():
-                path = self.out / f"{picture.name}.{kind}"
-                write_bytes(path, content)
-                print(path)
+        for path in write_pictures(found, self.out):
+            print(path)
         if not found:
             print(f"{self.folder}: its records fill no figure")
         return 0 if found else 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -54,30 +54,104 @@ def make_checks(path: Path) -> Path:
     return write_json(path, rows)
 
 
-def make_sweep(path: Path) -> Path:
-    """A sweep of three settings and two N."""
-    write_json(path / "grid.json", {"name": "made-up"})
+WALSH = {"bits": 8, "degree": 2, "horizon": 8, "sharpness": 2.0}
+COVERAGE = {"words": 7, "salient": 3, "prompts": 4, "horizon": 3, "sharpness": 2.0}
+PLACE = {
+    "family": "walsh", "settings": WALSH, "n_pairs": 256, "coverage": "uniform", "noise": 0.0,
+    "reference_share": 0.0, "beta": 1.0, "reward_class": "true", "width": 32, "block": "pairs",
+}  # fmt: skip
+COMPLEXITY = {"walsh": "degree", "automaton": "states", "coverage": "salient", "lookup": "bits"}
+ARMS = {"two_stage": 0.2, "offline_all": 0.8, "offline_matched": 0.2}  # KL, nats, at N = 256
+
+
+def cell_rows(
+    arms: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2, 3), **changes: Any
+) -> list[dict[str, Any]]:
+    """The rows of one cell: KL of seed i is the arm's + 0.01 (i - mean), and at ridge 0.3, which
+    is the best in hindsight, 0.05 less. `changes` are of PLACE.
+    """
+    place = PLACE | changes
+    settings, family = place["settings"], place["family"]
+    name = COMPLEXITY[family]
+    bits = settings.get("bits", 8)
+    fixed = {
+        "cell": f"{family}-{sorted(settings.items())}-{place['n_pairs']}",
+        **place, "settings": json.dumps(settings), "sharpness": settings["sharpness"],
+        "horizon": settings["horizon"], "vocab": 2 ** (bits // settings["horizon"]),
+        "n_prompts": settings.get("prompts", 1), "n_completions": 2**bits,
+        "complexity": settings[name], "complexity_name": name,
+        "verifier_walsh": 36.0 if family == "walsh" else None, "verifier_entries": 20.0,
+        "generator_walsh": 144.0 if family == "walsh" else None, "generator_entries": 80.0,
+        "reward_dim": 255 if place["reward_class"] == "full" else 36, "n_held": 51,
+    }  # fmt: skip
+    middle = sum(seeds) / len(seeds)
+    return [
+        {
+            **fixed, "arm": arm, "seed": seed, "candidate": i, "ridge": ridge, "stop": None,
+            "held_out_loss": 0.5, "chosen": ridge == 1.0, "hindsight": ridge == 0.3,
+            "kl": kl + 0.01 * (seed - middle) - (0.05 if ridge == 0.3 else 0.0),
+            "regret": kl / 2, "win_rate": 0.9 - kl / 10, "val_loss": 0.5 + kl / 10,
+            "val_accuracy": 0.8 - kl / 10, "best_of_n": [0.0, 1.0 - kl, 1.5 - kl],
+            "best_of_n_counts": [1, 4, 16], "n_parameters": 502, "jacobian_rank": 255,
+            "gradient": 1e-9, "steps": 12.0, "converged": True,
+        }
+        for arm, kl in arms.items() for seed in seeds for i, ridge in enumerate((0.3, 1.0, 3.0))
+    ]  # fmt: skip
+
+
+def make_sweep(path: Path, cells: list[list[dict[str, Any]]], ratios: Any = None) -> Path:
+    """A sweep folder of version 2; cells: the rows of each."""
+    files = [f"cell-{i}.parquet" for i in range(len(cells))]
+    write_json(
+        path / "grid.json",
+        {"schema": 1, "version": 2, "name": "made-up", "cells": [{"file": f} for f in files]},
+    )
     (path / "cells").mkdir()
-    for degree, horizon in ((2, 4), (2, 8), (4, 8)):
-        for n in (64, 1024):
-            rows = _cell(degree, horizon, n)
-            name = f"walsh-{degree}-{horizon}-{n}"
-            pq.write_table(pa.Table.from_pylist(rows), path / "cells" / f"{name}.parquet")
+    for file, rows in zip(files, cells, strict=True):
+        pq.write_table(pa.Table.from_pylist(rows), path / "cells" / file)
+    if ratios is not None:
+        pq.write_table(pa.Table.from_pylist(ratios), path / "efficiency.parquet")
     return path
 
 
-def _cell(degree: int, horizon: int, n: int) -> list[dict[str, Any]]:
-    draw = random.Random(degree * 1000 + horizon * 100 + n)
-    scale = {"two_stage": 1.0, "offline_all": 1 + 4 / degree, "offline_matched": 1.05}
+def ratio_row(ratio: float | None, bound: str = "none", **changes: Any) -> dict[str, Any]:
+    """One row of an efficiency.parquet; the interval is a factor 1.5 to either side."""
+    settings = changes.pop("settings", WALSH)
+    held = {k: PLACE[k] for k in ("coverage", "noise", "reference_share", "beta", "reward_class")}
+    known = ratio is not None and bound == "none"
+    return {
+        "family": "walsh", "setting": json.dumps(settings | held | {"width": 32}),
+        "complexity_name": "degree", "complexity": settings.get("degree", 3),
+        "sharpness": settings["sharpness"], "horizon": settings["horizon"], "choice": "chosen",
+        "offline_arm": "offline_all", "online_arm": "two_stage", "target_kl": 0.25,
+        "n_online": 100.0, "n_offline": None if ratio is None else 100.0 * ratio, "ratio": ratio,
+        "low": ratio / 1.5 if known and ratio else None,
+        "high": ratio * 1.5 if known and ratio else None, "bound": bound, "replicates": 4,
+    } | changes  # fmt: skip
+
+
+def demo_cells() -> list[list[dict[str, Any]]]:
+    """Two degrees, a shorter horizon and a second family, each at two N."""
+
+    def scaled(n: int, by: float = 1.0) -> dict[str, float]:
+        return {arm: by * kl * math.sqrt(256 / n) for arm, kl in ARMS.items()}
+
     return [
-        {
-            "family": "walsh", "degree": degree, "sharpness": 2.0, "horizon": horizon, "bits": 8,
-            "n_pairs": n, "beta": 1.0, "seed": seed, "arm": arm, "ridge": ridge,
-            "kl": factor * degree / math.sqrt(n) * (1 + abs(math.log(ridge)) / 5)
-            + draw.gauss(0, 0.004),
-        }
-        for arm, factor in scale.items() for ridge in (0.3, 1.0, 3.0) for seed in range(6)
-    ]  # fmt: skip
+        rows
+        for n in (64, 1024)
+        for rows in (
+            cell_rows(scaled(n), n_pairs=n),
+            cell_rows(scaled(n, 1.5), n_pairs=n, settings=WALSH | {"degree": 4}),
+            cell_rows(scaled(n, 0.5), n_pairs=n, settings=WALSH | {"bits": 4, "horizon": 4}),
+            cell_rows(scaled(n), n_pairs=n, family="coverage", settings=COVERAGE),
+        )
+    ]
+
+
+def demo_ratios() -> list[dict[str, Any]]:
+    """A ratio that is known and one that is a bound."""
+    covered = {"family": "coverage", "settings": COVERAGE}
+    return [ratio_row(5.0), ratio_row(16.0, "ratio is at least", **covered)]
 
 
 def make_predictions() -> list[Prediction]:
@@ -215,8 +289,7 @@ def write_samples(folder: Path, texts: tuple[str, ...], *, tokens: int) -> None:
 def make_demo(path: Path) -> Path:
     """A whole demo folder."""
     make_checks(path / "check.json")
-    (path / "sweep").mkdir(parents=True)
-    make_sweep(path / "sweep")
+    make_sweep(path / "sweep", demo_cells(), demo_ratios())
     write_json(
         path / "task.json",
         {
@@ -259,3 +332,11 @@ def edit_json() -> Callable[[Path, Callable[[Any], None]], None]:
         write_json(path, body)
 
     return edit
+
+
+@pytest.fixture
+def sweep_tools() -> SimpleNamespace:
+    """The makers of sweep folders: `cell`, `ratio`, `folder`, and the settings of two families."""
+    return SimpleNamespace(
+        cell=cell_rows, ratio=ratio_row, folder=make_sweep, walsh=WALSH, coverage=COVERAGE
+    )

@@ -16,7 +16,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from paper_figures.prose import MINUS, claim_words, figure_name, number, plus_minus, span
-from paper_figures.report import write_report
+from paper_figures.records import load_folder
+from paper_figures.report import pictures, write_report
 from theory.predictions import load_verdicts
 
 FLAGS = (
@@ -150,13 +151,15 @@ def test_hostile_text_is_shown_as_text(show: Show, page: Path) -> None:
     assert opened.find_elements(By.TAG_NAME, "img") == []
 
 
-def test_pictures_fill_their_panels(show: Show, page: Path) -> None:
+def test_pictures_fill_their_panels(show: Show, page: Path, shared_demo: Path) -> None:
     opened = show(page, "phone")
+    opened.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
     sizes = opened.execute_script(
         "return [...document.querySelectorAll('.panel svg')]"
         ".map(e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height])"
     )
-    assert len(sizes) == 5 + 2 + 4 + 2
+    drawn = sum(len(picture.panels) for picture in pictures(load_folder(shared_demo)))
+    assert len(sizes) == drawn
     assert all(width > 300 and height > 150 for width, height in sizes)
 
 

@@ -13,7 +13,7 @@ import pytest
 from paper_figures.errors import InputError
 from paper_figures.fields import Fields
 from paper_figures.records import load_checks, load_folder, load_study
-from paper_figures.tables import load_samples, load_sweep
+from paper_figures.tables import load_samples
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
@@ -24,8 +24,8 @@ def test_a_demo_folder_is_read_whole(demo: Path) -> None:
     assert [check.claim for check in folder.checks] == ["lemma-2.1", "theorem-2.2"]
     assert folder.checks[0].twins[0].violation == 0.31
     assert folder.sweep is not None
-    assert folder.sweep.cells == 6
-    assert len(folder.sweep) == 6 * 3 * 3 * 6
+    assert len(folder.sweep.cells) == 8
+    assert len(folder.sweep) == 8 * 3 * 3 * 4
     assert folder.predictions is not None
     assert len(folder.predictions) == 7
     assert folder.study is not None
@@ -107,25 +107,6 @@ def test_an_unknown_key_of_a_verdict_is_named(demo: Path, edit_json: Edit) -> No
     edit_json(path, lambda body: body["verdicts"][0].update(mood="good"))
     with pytest.raises(InputError, match=r"verdicts\.json.*mood"):
         load_folder(demo)
-
-
-def test_a_sweep_without_cells_and_a_cell_without_kl(demo: Path) -> None:
-    cells = sorted((demo / "sweep" / "cells").iterdir())
-    table = pq.read_table(cells[0])
-    pq.write_table(table.drop_columns(["kl"]), cells[0])
-    with pytest.raises(InputError, match=f"{cells[0].name}.*'kl'"):
-        load_sweep(demo / "sweep")
-    for cell in cells:
-        cell.unlink()
-    with pytest.raises(InputError, match=r"no \*\.parquet"):
-        load_sweep(demo / "sweep")
-
-
-def test_a_parquet_file_that_is_none(demo: Path) -> None:
-    cell = sorted((demo / "sweep" / "cells").iterdir())[0]
-    cell.write_bytes(b"not parquet")
-    with pytest.raises(InputError, match=cell.name):
-        load_sweep(demo / "sweep")
 
 
 def test_samples_keep_scores_and_references(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from paper_figures.__main__ import main
 from paper_figures.evidence import absences, flatten
 from paper_figures.records import load_folder
 from paper_figures.report import check_summary, render, verdict_summary
+from theory.predictions import load_predictions, save
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
@@ -135,8 +137,77 @@ def test_draw_writes_every_figure(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
     assert main(["draw", str(demo), "--out", str(out)]) == 0
     names = sorted(path.name for path in out.iterdir())
-    stems = ("curves", "fig3", "fig9", "sweep")
-    assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    sweep = ("", "-complexity", "-efficiency", "-gap", "-other", "-other-more", "-pairs")
+    stems = ("curves", "fig3", "fig9", *(f"sweep{part}" for part in sweep))
+    assert names == sorted(f"{stem}.{kind}" for stem in stems for kind in ("png", "svg"))
+
+
+def test_the_sweep_alone_is_drawn_from_its_folder(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures"
+    assert main(["sweep", str(demo / "sweep"), "--out", str(out), "--overview"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["sweep.png", "sweep.svg"]
+    first = (out / "sweep.svg").read_bytes()
+    assert main(["sweep", str(demo / "sweep"), "--out", str(out), "--overview"]) == 0
+    assert (out / "sweep.svg").read_bytes() == first
+    assert "8 cells in 2 families" in capsys.readouterr().out
+
+
+def test_an_old_sweep_is_one_clear_error(
+    demo: Path, edit_json: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(demo / "sweep" / "grid.json", lambda body: body.update(version=1))
+    assert main(["sweep", str(demo / "sweep"), "--out", str(tmp_path)]) == 2
+    assert main(["report", str(demo)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 2
+    assert error.count("a sweep of version 1; this reads version 2") == 2
+
+
+def test_the_sweep_is_grouped_and_its_sentences_are_generated(page: str) -> None:
+    headings = [
+        "The short answer", "KL against the number of pairs", "How many times the pairs",
+        "When the gap opens and closes", "Verifier against generator", "Other measures",
+    ]  # fmt: skip
+    places = [page.index(f"<h3>{heading}</h3>") for heading in headings]
+    assert places == sorted(places)
+    assert "8 cells in 2 families" in page
+    assert "a gap of +0.300" in page
+    assert "7 more panels: other measures" in page
+
+
+def test_several_twins_of_a_claim_are_folded_but_one_that_holds_is_not(
+    demo: Path, edit_json: Edit
+) -> None:
+    twin = {"assumption": "another", "violation": 0.5, "holds": False}
+
+    def three(body: Any) -> None:
+        body[0]["twins"] += [twin, {**twin, "assumption": "a third", "holds": True}]
+
+    edit_json(demo / "check.json", three)
+    page = render(load_folder(demo))
+    assert "<summary>2 twins fail as they must</summary>" in page
+    cell = page[page.index('<td data-label="Broken twin">') :]
+    assert cell.index("a third: 0.500 nats, holds, although") < cell.index("<details")
+
+
+def test_predictions_of_other_figures_stand_as_not_measured(demo: Path) -> None:
+    shutil.rmtree(demo / "study")
+    shutil.rmtree(demo / "sweep")
+    rows = load_predictions(demo / "predictions.json")
+    other = [
+        replace(
+            rows[0], figure=figure, relation="equal", margin=0.02, note="the twin contradicts this",
+            quantity=f"win_rate_at_25[{figure}_a, b] - win_rate[c] / 2",
+        )
+        for figure in ("fig4", "fig5", "fig6", "fig7", "fig8", "fig10")
+    ]  # fmt: skip
+    save(demo / "predictions.json", "predictions", [*rows, *other])
+    page = render(load_folder(demo))
+    assert page.count('data-outcome="not measured"') == 7 + 6
+    assert all(f"<div>Fig. {n}</div>" in page for n in (4, 5, 6, 7, 8, 10))
+    assert "13 predictions: 13 not measured" in page
 
 
 def test_draw_with_nothing_to_draw_ends_with_1(demo: Path, tmp_path: Path) -> None:
