@@ -1,215 +1,143 @@
-"""Cells of the sweep: exact measurements, the prototype's rows, grids that are refused."""
+"""A cell: what is fitted on which pairs, what is chosen, and what must not be stored."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import theory.sweep
-from theory.arms import TOLERANCE, Fit, fit
-from theory.commands.sweep import _summary
+import theory.arms
+from theory.arms.base import Candidate, Outcome
+from theory.batch import Batch
+from theory.complexity import generator_complexity, verifier_complexity
 from theory.errors import InputError
+from theory.families import Walsh
 from theory.fit import ConvergenceError
-from theory.grid import QUICK, Cell, load_grid, parse_grid
-from theory.sweep import draw_pairs, measure, run_cell, true_reward
+from theory.sweep import Cell, parse_grid, schema
+from theory.sweep.run import run_cell
 
-# N: (two-stage, its standard error, offline over all policies, its standard error).
-PROTOTYPE = {
-    64: (0.84, 0.08, 1.58, 0.09),
-    256: (0.27, 0.04, 1.22, 0.09),
-    1024: (0.058, 0.004, 0.57, 0.06),
-}
+ROW = tuple[str, int, int]
 
 
-def prototype_cell(n_pairs: int, arms: tuple[str, ...], replicates: int) -> Cell:
-    return Cell(
-        "prototype", 8, 2, 2.0, 8, n_pairs, 1.0, 2, arms,
-        (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), tuple(range(replicates)),
-    )  # fmt: skip
+def cell_of(arms=("two_stage",), *, seeds=(4, 7, 9), ridges=(0.3, 3.0), **block: object) -> Cell:
+    body = {"name": "t", "arms": list(arms), "bits": 3, "degree": 2, "horizon": 3, "n_pairs": 20}
+    grid = {"name": "g", "seeds": list(seeds), "ridges": list(ridges), "block": [body | block]}
+    return parse_grid(grid).cells[0]
 
 
-@pytest.mark.parametrize("n_pairs", PROTOTYPE)
-def test_the_prototype_is_reproduced_within_three_combined_standard_errors(n_pairs: int):
-    table = run_cell(prototype_cell(n_pairs, ("two_stage", "offline_all"), 8)).to_pylist()
-    two, two_error, offline, offline_error = PROTOTYPE[n_pairs]
-    means = {}
-    for arm, value, error in (
-        ("two_stage", two, two_error),
-        ("offline_all", offline, offline_error),
-    ):
-        kl = np.array([row["kl"] for row in table if row["arm"] == arm and row["best_ridge"]])
-        assert len(kl) == 8
-        own = float(np.std(kl, ddof=1)) / math.sqrt(len(kl))
-        assert abs(kl.mean() - value) <= 3 * math.hypot(own, error), (arm, kl.mean(), own)
-        means[arm] = kl
-    gap = means["offline_all"] - means["two_stage"]
-    assert gap.mean() > 3 * np.std(gap, ddof=1) / math.sqrt(len(gap))
+class Stub:
+    """An arm whose k-th candidate is `shares[k]` of the truth; it records what it was given.
+
+    With the candidate's fate on trial and on all pairs apart, the choice can be seen.
+    """
+
+    def __init__(self, trial: np.ndarray, final: np.ndarray) -> None:
+        self.shares = [trial, final]  # (K, R) each
+        self.weights: list[np.ndarray] = []
+
+    def __call__(self, batch: Batch, weights: np.ndarray) -> Outcome:
+        share = self.shares[len(self.weights)]
+        self.weights.append(weights)
+        score = share[:, :, None, None] * batch.reward[None]
+        log_p = score - np.log(np.exp(score).sum(axis=-1, keepdims=True))
+        candidates = (Candidate(0.3), Candidate(0.3, 10), Candidate(3.0))
+        zeros = np.zeros(share.shape)
+        return Outcome(candidates, log_p, score, zeros, zeros, 5, None, converged=False)
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 2**31), st.floats(0.3, 2.0), st.floats(-3.0, 3.0))
-def test_measurements_equal_their_definitions(seed: int, beta: float, shift: float):
-    generator = np.random.default_rng(seed)
-    reward, score = generator.normal(size=(2, 4))
-    reward[1] = reward[0]
-    score[3] = score[2]
-    log_p = np.log(generator.dirichlet(np.ones(4)))
-    star = np.exp(reward / beta) / np.exp(reward / beta).sum()
-    p = np.exp(log_p)
-    expected = {"kl": float((p * (log_p - np.log(star))).sum()), "regret": (star - p) @ reward}
-    expected["win_rate"] = sum(
-        p[i] / 4 * (1.0 if reward[i] > reward[j] else 0.5 if i == j or {i, j} == {0, 1} else 0.0)
-        for i in range(4)
-        for j in range(4)
-    )
-    loss = right = 0.0
-    for i, j in itertools.permutations(range(4), 2):
-        label = 1 / (1 + math.exp(reward[j] - reward[i]))
-        loss += label * math.log1p(math.exp(score[j] - score[i])) / 6
-        right += label * (0.5 if {i, j} == {2, 3} else float(score[i] > score[j])) / 6
-    expected |= {"val_loss": loss, "val_accuracy": right}
-    found = measure(*(jnp.asarray(a) for a in (log_p, score + shift, reward + shift)), beta)
-    for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(value, abs=1e-12), name
+def test_held_out_pairs_choose_for_each_replicate_and_the_fit_on_all_is_measured():
+    """Trial fits point away from the truth except one a replicate; final fits tell their own KL."""
+    trial = np.array([[1.0, -5.0, -5.0], [-5.0, 1.0, -5.0], [-5.0, -5.0, 1.0]])
+    final = np.array([[0.5, 0.5, 0.5], [0.9, 0.9, 0.9], [0.0, 0.0, 0.0]])
+    stub = Stub(trial, final)
+    cell = cell_of(n_pairs=200)
+    rows = run_cell(cell, {"two_stage": stub}).to_pylist()
+    assert [w.sum() for w in stub.weights] == [3 * 160.0, 3 * 200.0]
+    assert not stub.weights[0][:, 160:].any()
+    found = {(row["candidate"], row["seed"]): row for row in rows}
+    assert list(found) == list(itertools.product(range(3), cell.seeds))
+    for i, seed in enumerate(cell.seeds):
+        assert [found[k, seed]["chosen"] for k in range(3)] == [k == i for k in range(3)]
+        assert [found[k, seed]["hindsight"] for k in range(3)] == [False, True, False]
+        assert found[1, seed]["kl"] < found[0, seed]["kl"] < found[2, seed]["kl"]
+        losses = [found[k, seed]["held_out_loss"] for k in range(3)]
+        assert int(np.argmin(losses)) == i
+    assert [found[k, 4]["stop"] for k in range(3)] == [None, 10, None]
+    assert [found[k, 4]["ridge"] for k in range(3)] == [0.3, 0.3, 3.0]
+    assert {row["converged"] for row in rows} == {False}
+    assert {row["jacobian_rank"] for row in rows} == {None}
 
 
-def test_pairs_are_of_different_completions_and_labels_follow_bradley_terry():
-    reward = true_reward(3, 2, 2.0, 0)
-    pairs = draw_pairs(reward, 200_000, 0)
-    assert (pairs[:, 0] != pairs[:, 1]).all()
-    counts = np.zeros((8, 8))
-    np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
-    total = counts + counts.T
-    chance = 1 / (1 + np.exp(reward[None, :] - reward[:, None]))
-    apart = ~np.eye(8, dtype=bool)
-    z = (counts - total * chance)[apart] / np.sqrt(total * chance * (1 - chance))[apart]
-    assert np.abs(z).max() < 4.5
-    assert total[apart] == pytest.approx(200_000 / 28, rel=0.1)
-
-
-def test_rows_carry_every_arm_ridge_and_seed():
-    cell = Cell("t", 3, 2, 1.0, 3, 20, 0.5, 2, ("two_stage", "offline_matched"), (0.3, 3.0), (4, 7))
-    rows = run_cell(cell).to_pylist()
-    keys = [(r["arm"], r["ridge"], r["seed"]) for r in rows]
-    assert keys == list(itertools.product(cell.arms, cell.ridges, cell.seeds))
-    for arm in cell.arms:
-        means = {
-            ridge: np.mean([r["kl"] for r in rows if (r["arm"], r["ridge"]) == (arm, ridge)])
-            for ridge in cell.ridges
-        }
-        best = {r["ridge"] for r in rows if r["arm"] == arm and r["best_ridge"]}
-        assert best == {min(means, key=means.__getitem__)}
-    assert all(math.isfinite(v) for r in rows for v in r.values() if isinstance(v, float))
-
-
-def grid(**changes: object) -> dict:
-    block = {
-        "name": "b", "arms": ["two_stage"], "bits": 4, "degree": 2, "sharpness": 1.0,
-        "horizon": 4, "n_pairs": [8, 16],
-    }  # fmt: skip
-    top = {"name": "g", "seeds": [0, 1], "ridges": [1], "block": [block]}
-    for key, value in changes.items():
-        (top if key in ("seeds", "ridges", "extra_top") else block)[key] = value
-    return top
-
-
-def test_lists_are_crossed_and_hashes_differ():
-    cells = parse_grid(grid(degree=[1, 2])).cells
-    assert [(c.degree, c.class_degree, c.n_pairs) for c in cells] == [
-        (1, 1, 8), (1, 1, 16), (2, 2, 8), (2, 2, 16),
+def test_rows_say_what_their_cell_was():
+    cell = cell_of(n_pairs=40, noise=0.1, reward_class="full", beta=0.5, width=9)
+    table = run_cell(cell)
+    assert table.schema.equals(schema())
+    row = table.to_pylist()[0]
+    assert json.loads(row["settings"]) == {"bits": 3, "degree": 2, "horizon": 3, "sharpness": 2.0}
+    plain = ("block", "family", "n_pairs", "noise", "reward_class", "beta", "width", "coverage")
+    assert [row[name] for name in plain] == [
+        "t", "walsh", 40, 0.1, "full", 0.5, 9, "uniform",
     ]  # fmt: skip
-    other = parse_grid(grid(degree=[1, 2], seeds=[0, 2])).cells
-    assert len({c.file_name for c in (*cells, *other)}) == 8
+    assert (row["complexity_name"], row["complexity"], row["reward_dim"]) == ("degree", 2, 7)
+    assert (row["n_held"], row["n_completions"], row["n_prompts"], row["vocab"]) == (8, 8, 1, 2)
+    truths = [Walsh(bits=3, degree=2, horizon=3, seed=seed).draw() for seed in cell.seeds]
+    verifier = [verifier_complexity(truth).walsh.nonzero for truth in truths]
+    generator = [generator_complexity(truth, 0.5).entries for truth in truths]
+    assert row["verifier_walsh"] == pytest.approx(np.mean(verifier))
+    assert row["generator_entries"] == pytest.approx(np.mean(generator))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"degree": 5}, "degree 5 lies outside 1..4"),
-        ({"class_degree": 0}, "class_degree 0"),
-        ({"beta": 0.0}, r"beta must be > 0, got 0\.0"),
-        ({"beta": [1.0, -2.0]}, r"got -2\.0"),
-        ({"horizon": 3}, "horizon 3 does not divide 4"),
-        ({"bits": 20, "horizon": 20}, "1,048,576 leaves.*bytes"),
-        ({"bits": 400, "horizon": 20}, "leaves"),
-        ({"colour": 1}, "unknown key 'colour'"),
-        ({"extra_top": 1}, "unknown key 'extra_top'"),
-        ({"arms": ["other"]}, "arm 'other'"),
-        ({"arms": []}, "arms"),
-        ({"n_pairs": 2.5}, r"n_pairs must hold whole numbers, got 2\.5"),
-        ({"n_pairs": 0}, "n_pairs must be > 0"),
-        ({"sharpness": float("nan")}, "nan"),
-        ({"ridges": [0]}, "ridges"),
-        ({"seeds": []}, "seeds is an empty list"),
-        ({"seeds": [1, 1]}, "twice"),
-        ({"n_pairs": [8, 8]}, "twice"),
-    ],
-)
-def test_bad_grids_are_refused_by_name(changes: dict, words: str):
-    with pytest.raises(InputError, match=words):
-        parse_grid(grid(**changes))
+def test_a_tree_of_several_prompts_runs_and_has_no_walsh_count():
+    settings = {"words": 2, "salient": 1, "prompts": 2, "horizon": 2}
+    body = {"name": "t", "arms": ["two_stage"], "family": "coverage", "n_pairs": 20, **settings}
+    grid = {"name": "g", "seeds": [0, 1], "ridges": [1.0], "block": [body]}
+    rows = run_cell(parse_grid(grid).cells[0]).to_pylist()
+    assert len(rows) == 2
+    assert rows[0]["n_prompts"] == 2
+    assert rows[0]["verifier_walsh"] is None
+    assert math.isfinite(rows[0]["verifier_entries"])
 
 
-def test_a_missing_key_a_missing_file_and_broken_toml_are_named(tmp_path: Path):
-    body = grid()
-    del body["block"][0]["degree"]
-    with pytest.raises(InputError, match="'degree' is missing"):
-        parse_grid(body)
-    with pytest.raises(InputError, match=r"none\.toml"):
-        load_grid(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("name = ")
-    with pytest.raises(InputError, match="not TOML"):
-        load_grid(tmp_path / "bad.toml")
-
-
-def test_the_shipped_grid_is_valid_and_has_every_comparison():
-    cells = load_grid(QUICK).cells
-    assert {c.n_pairs for c in cells if c.block == "pairs"} == {64, 256, 1024}
-    assert {c.degree for c in cells} >= {1, 2, 8}
-    assert {c.horizon for c in cells if c.bits == 8} == {1, 2, 8}
-    assert {c.bits for c in cells if c.bits == c.horizon} >= {4, 6, 8}
-
-
-def test_astronomical_grids_are_refused_in_numbers():
-    body = {
-        "name": "g", "seeds": [0], "ridges": [1.0],
-        "block": [{"name": "b", "arms": ["two_stage"], "bits": 5000, "degree": 2,
-                   "sharpness": 1.0, "horizon": 1, "n_pairs": 4}],
-    }  # fmt: skip
-    with pytest.raises(InputError, match=r"about 10\^1505 leaves, whose pairs take about 10\^3011"):
-        parse_grid(body)
+def test_both_roads_on_a_small_cell_repeat_themselves_and_agree():
+    cell = cell_of(("two_stage", "offline_proper", "offline_all"))
+    table = run_cell(cell)
+    assert table.equals(run_cell(cell))
+    rows = table.to_pylist()
+    for name in ("kl", "regret", "win_rate", "val_loss", "val_accuracy"):
+        assert all(math.isfinite(row[name]) for row in rows), name
+    kl = {arm: [row["kl"] for row in rows if row["arm"] == arm] for arm in cell.arms}
+    np.testing.assert_allclose(kl["two_stage"], kl["offline_proper"], atol=1e-8)
+    assert np.abs(np.subtract(kl["two_stage"], kl["offline_all"])).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("two_stage", np.nan, r"arm two_stage, ridge 1, seed 0: KL is nan, gradient"),
-        ("offline_proper", 1e-6, r"ridge 1, seed 0: two_stage and offline_proper differ by \d"),
+        ("two_stage", np.nan, r"arm two_stage, Candidate\(ridge=0.3.*seed 4: kl is nan, gradient"),
+        ("offline_proper", 1e-6, r"ridge 0.3, seed 4: two_stage and offline_proper differ by \d"),
     ],
 )
-def test_fits_that_cannot_be_right_are_not_stored(monkeypatch, name, change, words):
-    def moved(arm, *rest):
-        good = fit(arm, *rest)
-        theta = good.theta + (change if arm.name == name else 0.0)
-        return Fit(theta, good.gradient, good.steps)
+def test_fits_that_cannot_be_right_are_not_stored(name: str, change: float, words: str):
+    arms = dict(theory.arms.ARMS)
 
-    arms = ("two_stage", "offline_proper")
-    cell = Cell("b", 3, 2, 1.0, 3, 32, 1.0, 2, arms, (1.0,), (0,))
-    assert run_cell(cell).num_rows == 2
-    monkeypatch.setattr(theory.sweep, "fit", moved)
+    def moved(batch: Batch, weights: np.ndarray) -> Outcome:
+        good = theory.arms.ARMS[name](batch, weights)
+        log_p = good.log_p.copy()
+        log_p[0, 0, 0, 3] += change
+        return Outcome(
+            good.candidates, log_p, good.score, good.gradient, good.steps, good.n_parameters, None
+        )
+
+    cell = cell_of(("two_stage", "offline_proper"))
+    assert run_cell(cell, arms).num_rows == 12
+    arms[name] = moved
     with pytest.raises(ConvergenceError, match=words):
-        run_cell(cell)
+        run_cell(cell, arms)
 
 
-def test_the_summary_counts_fits_that_did_not_converge():
-    row = {"cell": "c", "arm": "a", "best_ridge": True, "kl": 1.0}
-    gradients = (0.0, TOLERANCE, 2 * TOLERANCE, math.nan)
-    table = _summary([row | {"gradient": g} for g in gradients])
-    assert list(table.columns[3].cells) == ["2 of 4"]
+def test_an_arm_that_is_not_there_is_named():
+    with pytest.raises(InputError, match="there is no arm 'two_stage'"):
+        run_cell(cell_of(), {})

@@ -47,19 +47,12 @@ class Sweep:
     workers: int | None = None
     """With --cluster: cells at a time; the cluster's processors if left out."""
 
-    def __post_init__(self) -> None:
-        if self.out is None and not self.dry_run:
-            raise InputError("--out is needed: the folder to write")
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers must be at least 1, got {self.workers}")
-        if self.workers is not None and self.cluster is None:
-            raise InputError("--workers goes with --cluster; without it one cell runs at a time")
-
     def run(self) -> int:
         """0 when every cell is stored, 1 when one could not be computed."""
         from theory.sweep.data import check_memory
         from theory.sweep.files import missing, prepare
 
+        self._check_options()
         grid = load_grid(find_grid(self.grid))
         for cell in grid.cells:
             check_memory(cell)
@@ -77,6 +70,14 @@ class Sweep:
             return 1
         _summary(self.out, grid)
         return 0
+
+    def _check_options(self) -> None:
+        if self.out is None and not self.dry_run:
+            raise InputError("--out is needed: the folder to write")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"--workers must be at least 1, got {self.workers}")
+        if self.workers is not None and self.cluster is None:
+            raise InputError("--workers goes with --cluster; without it one cell runs at a time")
 
     def _results(self, todo: list[Cell]) -> Iterator[tuple[Cell, bytes | Exception]]:
         """(cell, the bytes of its file or the error in its place)."""

@@ -81,8 +81,8 @@ def _worth(
 ) -> dict[str, jax.Array]:
     """The measures of one policy, log_p and score (P, C), by the tables of `_truth`."""
     p, star = jnp.exp(log_p), jnp.exp(truth["log_star"])
-    held = p > 0.0
-    kl = jnp.sum(jnp.where(held, p * (jnp.where(held, log_p, 0.0) - truth["log_star"]), 0.0), 1)
+    never = jnp.isneginf(log_p)  # adds nothing; NaN stays
+    kl = jnp.sum(jnp.where(never, 0.0, p * (log_p - truth["log_star"])), axis=1)
     margin = score[:, :, None] - score[:, None, :]
     n_pairs = r.shape[1] * (r.shape[1] - 1) / 2
     right = jnp.sum(truth["label"] * _step(margin), axis=(1, 2))
