@@ -1,41 +1,32 @@
-"""One toy prediction for every quantity of Figs. 3 and 9, in the words the measurements use."""
+"""A prediction for every quantity of Figs. 3 to 10, in the words the measurements use."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-import numpy as np
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from theory.errors import InputError
 from theory.predictions import Prediction
-from theory.tasks import Task
-from theory.toy import ToyConfig, ToyResult, contains_gold
+from theory.tasks import Task, WalshTask, load_task, make_task, save_task
+from theory.toy import ToyConfig
+from theory.twins import FIGURES, Figure, Quantity, Reproduced, Twin
+from theory.twins.base import Simulate
 
-FIGURES = ("fig3", "fig9")
-WIN_UNIT = "win-rate points (0-1)"
-LOSS_UNIT = "nats per pair"
-ACCURACY_UNIT = "accuracy (0-1)"
-FIG3_CLAIM = (
-    "Online DPO beats offline DPO from the same SFT checkpoint, preference data and number of "
-    "gradient steps (section 3.1, Fig. 3)."
-)
-FIG9_CLAIM = (
-    "Going from a global to a local to a DPO reward model makes the validation likelihood and "
-    "accuracy worse (App. B, Fig. 9)."
-)
-# (figure, field of ToyResult, the side that should be greater, the other, unit, claim)
-QUANTITIES = (
-    ("fig3", "win_rate", "online_dpo_sft", "dpo", WIN_UNIT, FIG3_CLAIM),
-    ("fig3", "win_rate", "online_dpo_dpo", "dpo_2x", WIN_UNIT, FIG3_CLAIM),
-    ("fig3", "win_rate", "online_dpo_dpo", "dpo", WIN_UNIT, FIG3_CLAIM),
-    ("fig9", "val_loss", "local_rm", "global_rm", LOSS_UNIT, FIG9_CLAIM),
-    ("fig9", "val_loss", "dpo_rm", "local_rm", LOSS_UNIT, FIG9_CLAIM),
-    ("fig9", "val_accuracy", "global_rm", "local_rm", ACCURACY_UNIT, FIG9_CLAIM),
-    ("fig9", "val_accuracy", "local_rm", "dpo_rm", ACCURACY_UNIT, FIG9_CLAIM),
-)
+Progress = Callable[[str, int], object]  # (what runs, replicates done)
 
 
-def check_figures(figures: tuple[str, ...]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Row:
+    """A prediction, and whether the twin that it comes from reproduces the paper's claim."""
+
+    prediction: Prediction
+    reproduced: Reproduced
+
+
+def check_figures(figures: Sequence[str]) -> tuple[str, ...]:
     """The figures without repetition; raises InputError for one that has no forecast."""
     for figure in figures:
         if figure not in FIGURES:
@@ -45,83 +36,124 @@ def check_figures(figures: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(figures))
 
 
+def read_task(path: Path | None) -> Task:
+    """The task of a file, or the default Walsh task as `python -m theory task` writes it."""
+    if path is not None:
+        return load_task(path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "task.json"
+        save_task(file, make_task(WalshTask()))
+        return load_task(file)
+
+
 def forecast(
-    task: Task, figures: tuple[str, ...], config: ToyConfig, result: ToyResult
-) -> list[Prediction]:
-    """The predictions of `figures` from simulated runs; value = mean over replicates.
+    task: Task,
+    figures: Sequence[str],
+    config: ToyConfig,
+    progress: Progress = lambda what, done: None,
+) -> list[Row]:
+    """The predictions of `figures`; value = mean over replicates.
 
-    The relation is the hypothesis's, "greater", whatever the toy says; where the toy's own mean
-    lies on the other side, or within two standard errors of 0, the note says so.
+    The relation is the paper's, whatever the twin says. Where the twin contradicts it, or cannot
+    tell, by two standard errors, the note says so, and what the figure's other settings give.
     """
-    wanted = check_figures(figures)
-    return [_prediction(task, config, result, row) for row in QUANTITIES if row[0] in wanted]
+    runs: dict[Simulate, Any] = {}
+    rows = []
+    for name in check_figures(figures):
+        figure = FIGURES[name]
+        if figure.simulate not in runs:
+            runs[figure.simulate] = figure.simulate(task, config, _labelled(progress, name))
+        twin = figure.read(task, config, runs[figure.simulate])
+        progress(name, config.replicates)
+        regimes = _regimes(task, figure, config, progress, twin)
+        rows += [
+            _row(figure, twin, place, regimes, config.replicates)
+            for place in range(len(twin.quantities))
+        ]
+    return rows
 
 
-def _prediction(
-    task: Task, config: ToyConfig, result: ToyResult, row: tuple[str, ...]
-) -> Prediction:
-    figure, kind, greater, less, unit, claim = row
-    values = getattr(result, kind)
-    differences = values[greater] - values[less]
-    value = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
-    levels = f"{greater} {np.mean(values[greater]):.4f}, {less} {np.mean(values[less]):.4f}"
-    note = f"Toy means: {levels}."
-    if value <= 0:
-        note = f"The toy rung disagrees: its own mean lies on the other side of 0. {note}"
-    elif value < 2 * error:
-        note = f"The toy rung cannot tell: its mean lies within 2 standard errors of 0. {note}"
-    return Prediction(
-        figure=figure,
-        quantity=f"{kind}[{greater}] - {kind}[{less}]",
-        relation="greater",
-        value=value,
-        error=error,
-        unit=unit,
+def _regimes(
+    task: Task, figure: Figure, config: ToyConfig, progress: Progress, twin: Twin
+) -> dict[str, Twin]:
+    """What the figure's controls give, and its other settings where the claim is not reproduced.
+
+    On a quarter of the replicates.
+    """
+    settings = dict(figure.controls)
+    if any(quantity.reproduced != "yes" for quantity in twin.quantities):
+        settings |= figure.others
+    few = replace(config, replicates=max(2, config.replicates // 4))
+    made = {}
+    for i, (words, simulate) in enumerate(settings.items(), 1):
+        label = f"{figure.name}, other setting {i}"
+        result = simulate(task, few, _labelled(progress, label))
+        progress(label, config.replicates)
+        made[words] = figure.read(task, few, result)
+    return made
+
+
+def _labelled(progress: Progress, label: str) -> Callable[[int], object]:
+    progress(label, 0)
+    return lambda done: progress(label, done)
+
+
+def _row(figure: Figure, twin: Twin, place: int, regimes: dict[str, Twin], replicates: int) -> Row:
+    quantity = twin.quantities[place]
+    prediction = Prediction(
+        figure=figure.name,
+        quantity=quantity.name,
+        relation=quantity.relation,
+        value=quantity.value,
+        error=quantity.error,
+        unit=quantity.unit,
         rung="toy",
-        family=task.family,
-        assumptions=assumptions(task, config, result, figure),
-        paper_claim=claim,
-        replicates=len(differences),
-        note=note,
+        family=twin.family,
+        assumptions=twin.assumptions,
+        paper_claim=figure.claim,
+        margin=quantity.margin,
+        replicates=replicates,
+        note=_note(quantity, {words: t.quantities[place] for words, t in regimes.items()}),
     )
+    return Row(prediction, quantity.reproduced)
 
 
-def assumptions(task: Task, config: ToyConfig, result: ToyResult, figure: str) -> tuple[str, ...]:
-    """What a prediction rests on, in plain words."""
-    degree = task.parameters["degree"]
-    contains = "contains" if contains_gold(task) else "does not contain"
-    shared = (
-        f"{config.n_pairs} preference pairs, two draws of the task's reference each, "
-        "Bradley-Terry labels by the gold reward, no other label noise",
-        "the SFT policy is the task's reference distribution itself",
-        "policies are tables of logits: nothing learned at one prompt or prefix helps at another",
-        f"DPO and the local reward model take {config.steps} full-batch Adam steps at rate "
-        f"{config.rate:g}, falling linearly to 0",
-        f"the global reward model is linear in Walsh features of degree {degree} of prompt and "
-        f"completion, fitted with ridge {config.ridge:g} on the summed loss; its class "
-        f"{contains} the gold reward",
-    )
-    if figure == "fig9":
-        return (
-            *shared,
-            f"scale of the local reward model 1/H = 1/{task.tree.horizon}, of DPO's "
-            f"{config.dpo_beta:g}; both start at the reference",
-            "loss and accuracy in expectation over fresh pairs of the same kind, ties half",
-        )
-    lost = ", ".join(f"{np.mean(v):.0%} ({name})" for name, v in result.dropped.items())
-    return (
-        *shared,
-        f"online DPO: {config.samples} samples a preference row at temperature "
-        f"{config.temperature:g} token by token, best and worst by the fitted global reward model, "
-        f"logits of policy and reference divided by {config.temperature:g} in the loss, as many "
-        "steps as DPO; DPO (2x) takes twice as many on one schedule",
-        f"rows whose samples are all identical are dropped: {lost}",
-        f"win rate of decoding at temperature {config.decode:g} against one draw of the reference, "
-        "by the gold reward, ties half, exact",
-    )
+def _note(quantity: Quantity, regimes: dict[str, Quantity]) -> str:
+    """The means, after what the twin says of the claim and before what other settings give."""
+    parts = ", ".join(f"{name} {mean:.4f}" for name, mean in quantity.means.items())
+    note = f"Toy means: {parts}."
+    words = {"yes": "as claimed", "no": "against the claim", "undecided": "undecided"}
+    elsewhere = ""
+    for setting, other in regimes.items():
+        number = f"{other.value:+.4f} ({other.error:.4f})"
+        elsewhere += f" With {setting}: {number}, {words[other.reproduced]}."
+    if quantity.reproduced == "yes":
+        return note + elsewhere
+    if quantity.relation == "equal":
+        where = f"the margin +-{quantity.margin:g}"
+        outside, near = f"lies outside {where}", f"lies within 2 standard errors of {where}"
+    else:
+        outside = "lies on the other side of 0"
+        near = "lies within 2 standard errors of 0"
+    if quantity.reproduced == "no":
+        note = f"The twin contradicts this: its mean {outside}. {note}"
+    else:
+        note = f"The twin cannot tell: its mean {near}. {note}"
+    return note + elsewhere
 
 
 def header(task: Task, config: ToyConfig) -> dict[str, object]:
     """What predictions.json says besides the predictions: the task's hash and the settings."""
     return {"task": task.sha256, "settings": asdict(config)}
+
+
+def summary(rows: Sequence[Row]) -> dict[str, str]:
+    """For each figure whether its twin reproduces it: yes, no, undecided, or in part and how."""
+    found = {}
+    for figure in dict.fromkeys(row.prediction.figure for row in rows):
+        mine = [row for row in rows if row.prediction.figure == figure]
+        counts = {v: sum(row.reproduced == v for row in mine) for v in ("yes", "no", "undecided")}
+        whole = [verdict for verdict, count in counts.items() if count == len(mine)]
+        parts = [f"{count} {verdict}" for verdict, count in counts.items() if count]
+        found[figure] = whole[0] if whole else f"in part: {', '.join(parts)}"
+    return found

@@ -13,14 +13,18 @@ import pytest
 
 from theory.__main__ import main
 from theory.errors import InputError
-from theory.forecast import QUANTITIES, forecast
+from theory.forecast import forecast, read_task, summary
 from theory.operators import temper, win_rate
 from theory.predictions import load_predictions
 from theory.soft import leaf_log_probs, policy_from_leaves
 from theory.tasks import Task, WalshTask, load_task, make_task, save_task
-from theory.toy import ToyConfig, ToyResult, _Pairs, _Toy, simulate
+from theory.toy import REWARD_MODELS, Pairs, Toy, ToyConfig, ToyResult, simulate, task_world
 
 SHIPPED = Path(__file__).parents[2] / "llm" / "data" / "shipped"
+
+
+def toy_of(task: Task, config: ToyConfig | None = None) -> Toy:
+    return Toy(task_world(task), ToyConfig() if config is None else config)
 
 
 @pytest.fixture
@@ -31,19 +35,18 @@ def small(tmp_path: Path) -> Task:
 
 def test_the_shipped_predictions_come_from_the_default_command(tmp_path: Path):
     out = tmp_path / "predictions.json"
-    task = SHIPPED / "task.json"
-    assert main(["forecast", "fig3", "fig9", "--task", str(task), "--out", str(out)]) == 0
+    assert main(["forecast", "fig3", "fig9", "--out", str(out)]) == 0
     shipped = load_predictions(SHIPPED / "predictions.json")
     for new, old in zip(load_predictions(out), shipped, strict=True):
         assert new.value == pytest.approx(old.value, abs=1e-6)
         assert new.error == pytest.approx(old.error, abs=1e-6)
         assert replace(new, value=0.0, error=0.0) == replace(old, value=0.0, error=0.0)
-    assert len(shipped) == len(QUANTITIES)
-    assert json.loads(out.read_text())["task"] == load_task(task).sha256
+    assert len(shipped) == 7
+    assert json.loads(out.read_text())["task"] == load_task(SHIPPED / "task.json").sha256
 
 
 def test_the_sft_policy_is_the_reference(small: Task):
-    toy = _Toy(small, ToyConfig())
+    toy = toy_of(small)
     np.testing.assert_allclose(toy.log_probs(toy.sft), small.log_reference, atol=1e-12)
     cold = temper(small.tree, policy_from_leaves(small.tree, small.log_reference), 0.01)
     expected = win_rate(
@@ -53,8 +56,8 @@ def test_the_sft_policy_is_the_reference(small: Task):
 
 
 def test_losses_at_the_start(small: Task):
-    toy = _Toy(small, ToyConfig())
-    pairs = _Pairs(jnp.array([0, 1]), jnp.array([1, 2]), jnp.array([0, 3]), jnp.ones(2))
+    toy = toy_of(small)
+    pairs = Pairs(jnp.array([0, 1]), jnp.array([1, 2]), jnp.array([0, 3]), jnp.ones(2))
     for tau in (1.0, 0.1):
         assert float(toy.dpo_loss(pairs, toy.sft, tau)(toy.sft)) == pytest.approx(np.log(2.0))
     margin = small.log_reference[[0, 1], [1, 2]] - small.log_reference[[0, 1], [0, 3]]
@@ -63,7 +66,7 @@ def test_losses_at_the_start(small: Task):
 
 
 def test_validation_is_least_at_the_gold_reward_and_blind_to_prompt_shifts(small: Task):
-    toy = _Toy(small, ToyConfig())
+    toy = toy_of(small)
     loss, accuracy = toy.validate(toy.reward)
     shifted = toy.validate(toy.reward + jnp.array([[3.0], [-2.0]]))
     assert float(shifted[0]) == pytest.approx(float(loss), abs=1e-12)
@@ -79,13 +82,13 @@ def test_validation_is_least_at_the_gold_reward_and_blind_to_prompt_shifts(small
 
 
 def test_online_pairs_are_dropped_when_all_samples_agree(small: Task):
-    toy = _Toy(small, ToyConfig(n_pairs=16, steps=2))
+    toy = toy_of(small, ToyConfig(n_pairs=16, steps=2))
     pairs = toy.preferences(jax.random.key(0))
     certain = jnp.zeros_like(toy.sft).at[:, :, 0].set(1e4)
-    logits, lost = toy.online(jax.random.key(1), pairs, toy.reward, certain)
+    logits, lost = toy.online(jax.random.key(1), pairs.prompt, toy.reward, certain)
     assert float(lost) == 1.0
     np.testing.assert_array_equal(logits, certain)
-    moved, lost = toy.online(jax.random.key(1), pairs, toy.reward, jnp.zeros_like(toy.sft))
+    moved, lost = toy.online(jax.random.key(1), pairs.prompt, toy.reward, jnp.zeros_like(toy.sft))
     assert float(lost) < 0.5
     assert float(jnp.abs(moved).max()) > 0
 
@@ -104,7 +107,7 @@ def result_of(fig3: float) -> ToyResult:
     noise = np.array([-0.01, 0.01, 0.0, 0.0])
     wins = {"sft": 0.5 + noise * 0, "dpo": 0.6 + noise * 0, "dpo_2x": 0.6 + noise * 0}
     online = 0.6 + fig3 + noise
-    models = dict.fromkeys(("global_rm", "local_rm", "dpo_rm"), 0.5 + noise)
+    models = {name: 0.5 + noise for name in REWARD_MODELS}
     lost = {"online_dpo_sft": noise * 0}
     return ToyResult(
         wins | {"online_dpo_sft": online, "online_dpo_dpo": online}, models, models, lost
@@ -112,23 +115,54 @@ def result_of(fig3: float) -> ToyResult:
 
 
 @pytest.mark.parametrize(
-    ("gap", "words"), [(-0.2, "disagrees"), (0.001, "cannot tell"), (0.2, "Toy means")]
+    ("gap", "words", "verdict"),
+    [
+        (-0.2, "The twin contradicts this", "no"),
+        (0.001, "The twin cannot tell", "undecided"),
+        (-0.001, "The twin cannot tell", "undecided"),
+        (0.2, "Toy means", "yes"),
+    ],
 )
-def test_the_note_says_where_the_toy_disagrees(small: Task, gap: float, words: str):
-    found = forecast(small, ("fig3",), ToyConfig(), result_of(gap))
-    assert [p.relation for p in found] == ["greater"] * 3
-    for prediction in found:
+def test_the_note_says_where_the_twin_disagrees(
+    small: Task, gap: float, words: str, verdict: str, monkeypatch
+):
+    monkeypatch.setattr("theory.toy.simulate", lambda *_: result_of(gap))
+    found = forecast(small, ("fig3",), ToyConfig())
+    assert summary(found) == {"fig3": verdict}
+    assert [row.prediction.relation for row in found] == ["greater"] * 3
+    for row in found:
+        prediction = row.prediction
+        assert row.reproduced == verdict
         assert prediction.value == pytest.approx(gap)
         assert prediction.error == pytest.approx(np.std([-0.01, 0.01, 0, 0], ddof=1) / 2)
         assert prediction.note is not None
-        assert words in prediction.note
+        assert prediction.note.startswith(words)
+
+
+def test_figures_of_one_run_share_it(small: Task, monkeypatch):
+    calls = []
+    monkeypatch.setattr("theory.toy.simulate", lambda *_: calls.append(1) or result_of(0.1))
+    seen = []
+    found = forecast(
+        small, ("fig9", "fig3", "fig9"), ToyConfig(), lambda what, done: seen.append((what, done))
+    )
+    assert [row.prediction.figure for row in found] == ["fig9"] * 4 + ["fig3"] * 3
+    assert len(calls) == 1
+    assert dict(seen) == {"fig9": 64, "fig3": 64}
+    assert summary(found) == {"fig9": "undecided", "fig3": "yes"}
+
+
+def test_without_a_task_the_shipped_one_is_meant():
+    shipped = load_task(SHIPPED / "task.json")
+    assert read_task(None).sha256 == shipped.sha256
+    assert read_task(SHIPPED / "task.json").sha256 == shipped.sha256
 
 
 def test_bad_input_exits_with_2(tmp_path: Path, capsys):
     out = ["--out", str(tmp_path / "p.json")]
     task = ["--task", str(SHIPPED / "task.json")]
     for arguments, words in (
-        (["forecast", "fig4", *task, *out], "fig4"),
+        (["forecast", "fig2", *task, *out], "fig2"),
         (["forecast", "fig3", *task, *out, "--replicates", "1"], "replicates"),
         (["forecast", "fig3", "--task", str(tmp_path / "none.json"), *out], "none.json"),
     ):
@@ -173,13 +207,13 @@ def test_parameters_that_are_not_the_tasks_are_refused(small: Task, change: dict
         simulate(replace(small, parameters=small.parameters | change), ToyConfig())
 
 
-def test_the_assumption_on_the_gold_reward_is_checked(small: Task):
-    result = result_of(0.2)
+def test_the_assumption_on_the_gold_reward_is_checked(small: Task, monkeypatch):
+    monkeypatch.setattr("theory.toy.simulate", lambda *_: result_of(0.2))
     shifted = replace(small, reward=small.reward + np.array([[3.0], [-1.0]]))
     for task, words in (
         (small, "its class contains the gold"),
         (shifted, "its class contains the gold"),
         (replace(small, reward=small.reward**3), "its class does not contain the gold"),
     ):
-        found = forecast(task, ("fig3",), ToyConfig(), result)
-        assert any(words in text for text in found[0].assumptions)
+        found = forecast(task, ("fig3",), ToyConfig())
+        assert any(words in text for text in found[0].prediction.assumptions)
