@@ -78,7 +78,7 @@ def _(CHOICES, mo):
         label="family",
     )
     n_pairs = mo.ui.slider(
-        steps=[16, 32, 64, 128, 256, 512, 1024, 2048],
+        steps=[16, 32, 64, 128, 256, 512, 1024],
         value=256,
         label="pairs N",
         show_value=True,

@@ -26,9 +26,17 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from theory.errors import InputError
-from theory.explore import Question, explore, node_probabilities
+from theory.explore import (
+    Question,
+    best_in_hindsight,
+    draw_pairs,
+    explore,
+    log_optimum,
+    node_probabilities,
+)
 from theory.explore.choices import CHOICES, spec_for
 from theory.explore.pictures import NAMES, bars_svg, ranks_svg, tree_svg
+from theory.families import Family
 
 ROOT = Path(__file__).parents[2]
 WAIT = 30  # seconds for anything that a page shows
@@ -64,17 +72,40 @@ def test_every_combination_of_sliders_is_a_family_or_a_sentence(family: str) -> 
     assert all("\n" not in sentence and len(sentence) < 200 for sentence in sentences)
 
 
+def default_of(family: str) -> Family:
+    """The settings that the page starts a family with."""
+    choice = CHOICES[family]
+    bits = 6 if choice.bits else None
+    level = None if choice.complexity is None else choice.complexity[1]
+    horizon = choice.horizons_of(bits)[-1]
+    sliders = {"bits": bits, "horizon": horizon, "complexity": level, "sharpness": 2.0}
+    return spec_for(family, seed=0, **sliders)
+
+
+@pytest.mark.parametrize("family", CHOICES)
+def test_a_redraw_takes_less_than_half_a_second(family: str) -> None:
+    """Five ridges for each road, and all pictures; processor time, the better of two."""
+    spent = []
+    for _ in range(2):
+        start = time.process_time()
+        truth, question = default_of(family).draw(), Question(n_pairs=256, polish=False)
+        pairs = draw_pairs(truth, question)
+        roads = {
+            name: best_in_hindsight(truth, question, name, pairs)
+            for name in ("two_stage", "offline_all")
+        }
+        log_p = {"optimum": log_optimum(truth, 1.0)} | {k: v.log_p for k, v in roads.items()}
+        for road, value in log_p.items():
+            tree_svg(truth.tree, node_probabilities(truth.tree, value), road)
+        ranks_svg(truth.tree, log_p)
+        bars_svg({name: road.kl for name, road in roads.items()})
+        spent.append(time.process_time() - start)
+    assert min(spent) < 0.5
+
+
 def test_pictures_are_well_formed_and_say_what_the_policies_do() -> None:
-    for family, choice in CHOICES.items():
-        spec = spec_for(
-            family,
-            bits=6 if choice.bits else None,
-            horizon=choice.horizons_of(6 if choice.bits else None)[-1],
-            complexity=choice.complexity[1] if choice.complexity else None,
-            sharpness=2.0,
-            seed=0,
-        )
-        found = explore(spec.draw(), Question(n_pairs=64, polish=False))
+    for family in CHOICES:
+        found = explore(default_of(family).draw(), Question(n_pairs=64, polish=False))
         tree = found.truth.tree
         log_p = {"optimum": found.log_optimum} | {k: v.log_p for k, v in found.roads.items()}
         for road, value in log_p.items():
@@ -90,7 +121,8 @@ def test_pictures_are_well_formed_and_say_what_the_policies_do() -> None:
         drawn = ElementTree.fromstring(text)
         assert len(drawn.findall(".//{*}circle")) == 2 * len(drawn.findall(".//{*}rect"))
         bars = ElementTree.fromstring(bars_svg({k: v.kl for k, v in found.roads.items()}))
-        assert [f"{r.kl:.3f} nats" in "".join(bars.itertext()) for r in found.roads.values()]
+        for road in found.roads.values():
+            assert f"{road.kl:.3f} nats" in "".join(bars.itertext())
 
 
 # --- in a browser ---------------------------------------------------------------------------------
@@ -192,10 +224,17 @@ def move(page: WebDriver, label: str, key: str) -> None:
 
 
 def choose(page: WebDriver, label: str, option: str) -> None:
-    """Pick an option of the dropdown with this label."""
-    select = page.execute_script(FIND, "marimo-dropdown", label, "select")
-    values = {e.text: e for e in select.find_elements("tag name", "option")}
-    values[option].click()
+    """Pick an option of the dropdown with this label, as soon as it is there."""
+
+    def picked() -> bool:
+        select = page.execute_script(FIND, "marimo-dropdown", label, "select")
+        for entry in select.find_elements("tag name", "option") if select is not None else ():
+            if entry.text == option:
+                entry.click()
+                return True
+        return False
+
+    wait_for(page, picked)
 
 
 DEEP = """
@@ -229,7 +268,7 @@ def test_the_page_shows_the_gap_of_its_numbers_and_three_trees(page: WebDriver) 
     no_error(page)
 
 
-def test_a_slider_changes_the_gap_in_less_than_half_a_second(page: WebDriver) -> None:
+def test_a_slider_changes_the_gap_and_changes_it_back(page: WebDriver) -> None:
     before = text_of(page, "#gap")
     move(page, "pairs N", Keys.ARROW_RIGHT)
     wait_for(page, lambda: text_of(page, "#gap") not in ("", before))
@@ -237,7 +276,7 @@ def test_a_slider_changes_the_gap_in_less_than_half_a_second(page: WebDriver) ->
     move(page, "pairs N", Keys.ARROW_LEFT)
     wait_for(page, lambda: text_of(page, "#gap") not in ("", after))
     assert text_of(page, "#gap") == before  # the same data again
-    assert float(text_of(page, "#milliseconds")) < (2000 if os.environ.get("CI") else 5000)
+    assert float(text_of(page, "#milliseconds")) > 0
     no_error(page)
 
 
@@ -268,7 +307,7 @@ def test_the_curve_waits_for_its_button(page: WebDriver) -> None:
     wait_for(page, lambda: text_of(page, "#gap"))
     assert not page.find_elements("css selector", "#curve-drawn")
     choose(page, "completion", "4 bits")
-    time.sleep(1.0)
+    wait_for(page, lambda: text_of(page, "#explorer").count("16 completions of each"))
     button = page.execute_script(FIND, "marimo-button", "Draw KL", "button")
     button.click()
     wait_for(page, lambda: page.find_elements("css selector", "#curve-drawn"))
