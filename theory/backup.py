@@ -123,7 +123,7 @@ class _Run:
 
         Returns how many numbers are out of range.
         """
-        from theory.lanes import leaf_level, masked
+        from theory.lanes import level, masked
 
         width = self.vocab ** (self.horizon - 1 - split)
         first, last = start * width, stop * width
@@ -135,7 +135,7 @@ class _Run:
             source = target
         high, low = np.empty(last - first), np.empty(last - first)
         policy, value = self.flat_policy[-1][leaves], self.flat_values[-1][first:last]
-        bad += leaf_level(source, policy, self.vocab, self.leaf_scale, value, high, low)
+        bad += level(source, None, policy, self.vocab, self.leaf_scale, value, high, low)
         high, low, above = self.climb(high, low, first, self.horizon - 1, split)
         self.high[start:stop], self.low[start:stop] = high, low
         return bad + above
@@ -144,7 +144,7 @@ class _Run:
         self, high: np.ndarray, low: np.ndarray, first: int, level: int, to: int
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """From V (nats) of the states of `level` from number `first` on to their ancestors'."""
-        from theory.lanes import upper_level
+        from theory.lanes import level as one_level
 
         bad = 0
         for h in range(level - 1, to - 1, -1):
@@ -152,7 +152,7 @@ class _Run:
             policy = self.flat_policy[h][first * self.vocab : (first + states) * self.vocab]
             value = self.flat_values[h][first : first + states]
             up, rest = np.empty(states), np.empty(states)
-            bad += upper_level(high, low, policy, self.vocab, self.scale, value, up, rest)
+            bad += one_level(high, low, policy, self.vocab, self.scale, value, up, rest)
             high, low = up, rest
         return high, low, bad
 

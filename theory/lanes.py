@@ -30,8 +30,9 @@ TO_INTEGER = 1.5 * 2.0**52  # n + TO_INTEGER holds the integer n in its lowest b
 FLOOR = -700.0  # exp(-700) is about 1e-304, still a normal number
 ROOT_HALF_BITS = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
 RANGE = 1e306  # of rewards / beta and their differences
-BLOCK = 64  # states a block, of few tokens
-ROWS = 16  # states a block, of many tokens
+BLOCK = 128  # states a block, of few tokens
+ROWS = 32  # states a block, of many tokens
+TOP, TOP_LOW, TOTAL, LOG_SUM, WORTH, HIGH, LOW = (BLOCK * k for k in range(7))  # in `state`
 MANY_TOKENS = 12  # from which a row of tokens fills the lanes by itself
 
 intrinsic: Any = numba.extending.intrinsic  # its types say nothing of what it makes
@@ -53,6 +54,11 @@ def _compiled(function: Any = None, signature: Any = None) -> Any:
         return numba.njit(signature, cache=True, **options)(function)
     except RuntimeError:  # neither this folder nor the user's cache folder takes files
         return numba.njit(signature, **options)(function)
+
+
+def _inlined(function: Any) -> Any:
+    """Compiled into each function that calls it, before loops are turned into vector code."""
+    return numba.njit(inline="always", error_model="numpy")(function)
 
 
 # --- instructions that numba has no name for -----------------------------------------------------
@@ -81,18 +87,6 @@ def _from_bits(typing, x):
 def _plus(typing, a, b):
     """a + b, in a sum that may be taken in any (fixed) order: one partial sum a lane."""
     make = lambda _, builder, __, args: builder.fadd(*args, flags=("reassoc",))  # noqa: E731
-    return types.float64(types.float64, types.float64), make
-
-
-@intrinsic
-def _larger(typing, a, b):
-    """max(a, b), NaN if one is."""
-
-    def make(_, builder, signature, args):
-        kind = ir.FunctionType(ir.DoubleType(), [ir.DoubleType()] * 2)
-        name = "llvm.maximum.f64"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
     return types.float64(types.float64, types.float64), make
 
 
@@ -201,7 +195,7 @@ def _exp_coefficients(degree: int) -> list[float]:
 G0, G1, G2, G3, G4, G5, G6, G7, G8, G9 = _exp_coefficients(9)
 
 
-@_compiled
+@_inlined
 def exp_near_zero(x):
     """exp(x) for x <= 1, off by less than 3e-16, and by 3e-16 + 4e-17 |x| of itself.
 
@@ -218,7 +212,7 @@ def exp_near_zero(x):
     return _from_bits(_bits(1.0 + _fma(_fma(high, f4, low), f2, f)) + (_bits(shifted) << 52))
 
 
-@_compiled
+@_inlined
 def log_from_one(x):
     """log(x) for 1 <= x < 2**1000, absolute error below 1e-15 * max(1, log x).
 
@@ -230,10 +224,17 @@ def log_from_one(x):
     z = _from_bits(bits - (k << 52))
     w = (z - 1.0) / (z + 1.0)
     w2 = w * w
-    series = 2.0 / 21.0
-    for odd in range(19, 0, -2):
-        series = _fma(series, w2, 2.0 / odd)
+    series = _fma(_fma(_fma(2.0 / 21.0, w2, 2.0 / 19.0), w2, 2.0 / 17.0), w2, 2.0 / 15.0)
+    series = _fma(_fma(_fma(series, w2, 2.0 / 13.0), w2, 2.0 / 11.0), w2, 2.0 / 9.0)
+    series = _fma(_fma(_fma(series, w2, 2.0 / 7.0), w2, 2.0 / 5.0), w2, 2.0 / 3.0)
+    series = _fma(series, w2, 2.0)
     return k * LN2_HIGH + (w * series + k * LN2_LOW)
+
+
+@_inlined
+def _order(bits):
+    """Bits of a float as an integer that sorts as the float does, and back."""
+    return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
 
 
 # --- blocks of states ----------------------------------------------------------------------------
@@ -242,137 +243,154 @@ def log_from_one(x):
 # terms, are not finite or out of RANGE.
 
 
-@_compiled
-def _states(n, top, top_low, total, scale, leaf, log_sum, value, high, low):
-    """From maxima and sums: log_sum, V in reward units and in nats (high + low)."""
+@_inlined
+def _states(n, work, scale, leaf, value, high, low):
+    """From TOP, TOP_LOW and TOTAL of n states: LOG_SUM, V in reward units and in nats.
+
+    All in one piece of memory, or the compiler would have to ask too often which arrays overlap.
+    """
     beta, s, s_low, _ = scale
     bad = 0
     for i in range(n):
-        log_sum[i] = log_from_one(total[i])
-        up, rest = top[i], top_low[i]
+        up, rest = work[TOP + i], work[TOP_LOW + i]
+        log_sum = log_from_one(work[TOTAL + i])
         if leaf:
-            up = top[i] * s
-            rest = _fma(top[i], s, -up) + top[i] * s_low
-        whole = up + log_sum[i]
+            rest = _fma(up, s, -(up * s)) + up * s_low
+            up = up * s
+        whole = up + log_sum
         back = whole - up
-        rest += (up - (whole - back)) + (log_sum[i] - back)  # what rounding took
-        state = total[i] > 0.5  # the largest term is 1; without any the sum is almost 0
+        rest += (up - (whole - back)) + (log_sum - back)  # what rounding took
         worth = _fma(beta, whole, beta * rest)
-        bad += state & (not ((abs(up) <= RANGE) & (abs(worth) < np.inf)))
-        value[i] = worth if state else -np.inf
-        high[i] = whole if state else -np.inf
-        low[i] = rest if state else 0.0
+        bad += (not ((abs(up) <= RANGE) & (abs(worth) < np.inf))) & (work[TOTAL + i] > 0.5)
+        work[LOG_SUM + i], work[WORTH + i] = log_sum, worth
+        work[HIGH + i], work[LOW + i] = whole, rest
+    for i in range(n):  # the largest term is 1: where the sum is almost 0, no state is
+        value[i] = work[WORTH + i] if work[TOTAL + i] > 0.5 else -np.inf
+    for i in range(n):
+        high[i] = work[HIGH + i] if work[TOTAL + i] > 0.5 else -np.inf
+    for i in range(n):
+        low[i] = work[LOW + i] if work[TOTAL + i] > 0.5 else 0.0
     return bad
 
 
-@_compiled
-def _few_tokens(q, q_low, at, policy, n, vocab, work, per_state, scale, value, high, low):
+@_inlined
+def _few_tokens(q, q_low, at, policy, n, work, blocks, state, scale, value, high, low):
     """States of which q lies at q[at:], and their conditionals at policy[at:]; lanes over states.
 
-    work: (2, vocab, BLOCK) for q and q_low with the states last; per_state: (4, BLOCK).
+    work: memory for q and then q_low with the states last, which `blocks` (2, vocab, BLOCK) is too.
     """
     _, s, s_low, hole = scale
-    block, block_low = work[0], work[1]
-    top, top_low, total, log_sum = per_state[0], per_state[1], per_state[2], per_state[3]
-    flat = work.reshape(-1)
-    after, half = at + n * vocab, vocab * BLOCK
+    vocab = blocks.shape[1]
+    after, lows = at + n * vocab, vocab * BLOCK
+    block, block_low = blocks[0], blocks[1]
     bad = 0
-    transpose(q, at, n, vocab, vocab, flat, 0, BLOCK)
+    transpose(q, at, n, vocab, vocab, work, 0, BLOCK)
     if q_low is not None:
-        transpose(q_low, at, n, vocab, vocab, flat, half, BLOCK)
+        transpose(q_low, at, n, vocab, vocab, work, lows, BLOCK)
     for i in range(n):
-        top[i], top_low[i], total[i] = -np.inf, 0.0, 0.0
+        state[TOP + i], state[TOP_LOW + i], state[TOTAL + i] = -np.inf, 0.0, 0.0
     for token in range(vocab):
         for i in range(n):
+            q_i, top = block[token, i], state[TOP + i]
             if q_low is not None:
-                top_low[i] = block_low[token, i] if block[token, i] > top[i] else top_low[i]
-            top[i] = block[token, i] if block[token, i] > top[i] else top[i]
+                state[TOP_LOW + i] = block_low[token, i] if q_i > top else state[TOP_LOW + i]
+            state[TOP + i] = q_i if q_i > top else top
     for i in range(n):
-        top[i] = top[i] if top[i] > -np.inf else 0.0
+        state[TOP + i] = state[TOP + i] if state[TOP + i] > -np.inf else 0.0
     for token in range(vocab):
         for i in range(n):
-            x = (block[token, i] - top[i]) * s
+            x = (block[token, i] - state[TOP + i]) * s
             if q_low is not None:
-                x += block_low[token, i] - top_low[i]
+                x += block_low[token, i] - state[TOP_LOW + i]
             bad += (not (x >= -RANGE)) & (block[token, i] != hole)
-            total[i] += exp_near_zero(x)
+            state[TOTAL + i] += exp_near_zero(x)
         if q_low is None:
             for line in range((n + 7) >> 3):
                 _prefetch_read(q, after + token * n + 8 * line)
                 _prefetch_write(policy, after + token * n + 8 * line)
-    bad += _states(n, top, top_low, total, scale, q_low is None, log_sum, value, high, low)
+    bad += _states(n, state, scale, q_low is None, value, high, low)
     for token in range(vocab):
         for i in range(n):
-            x = block[token, i] - top[i]
-            rest = -log_sum[i]
+            x = block[token, i] - state[TOP + i]
+            rest = -state[LOG_SUM + i]
             if q_low is None:
                 rest = _fma(x, s_low, rest)
             else:
-                rest += block_low[token, i] - top_low[i]
+                rest += block_low[token, i] - state[TOP_LOW + i]
             block[token, i] = _fma(x, s, rest) if x > -np.inf else -np.inf
-    transpose(flat, 0, vocab, n, BLOCK, policy, at, vocab)
+    transpose(work, 0, vocab, n, BLOCK, policy, at, vocab)
     return bad
 
 
-@_compiled
-def _many_tokens(q, q_low, at, policy, n, vocab, per_state, scale, value, high, low):
-    """As `_few_tokens`, lanes over tokens, straight from memory."""
+@_inlined
+def _many_tokens(rows, rows_low, first, out, n, state, scale, value, high, low):
+    """As `_few_tokens`, lanes over tokens, straight from memory: rows `first` and on."""
     _, s, s_low, hole = scale
-    top, top_low, total, log_sum = per_state[0], per_state[1], per_state[2], per_state[3]
-    rows = q[at : at + n * vocab].reshape(n, vocab)
-    rows_low = rows if q_low is None else q_low[at : at + n * vocab].reshape(n, vocab)
-    out = policy[at : at + n * vocab].reshape(n, vocab)
-    bad = 0
+    vocab, bad = rows.shape[1], 0
     for i in range(n):
-        most, most_low, whole = -np.inf, -np.inf, 0.0
-        for token in range(vocab):
-            most = _larger(most, rows[i, token])
-        if q_low is None:
-            most_low = 0.0
-        else:
+        r = first + i
+        least = _order(_bits(-np.inf))
+        place, place_low, most_low, whole = least, least, 0.0, 0.0
+        for token in range(vocab):  # of integers: no order of the maxima matters, NaN or not
+            place = max(place, _order(_bits(rows[r, token])))
+        most = _from_bits(_order(place))
+        if rows_low is not None:
             for token in range(vocab):
-                tied = rows[i, token] == most
-                most_low = _larger(most_low, rows_low[i, token] if tied else -np.inf)
-        most = 0.0 if most == -np.inf else most
+                tied = rows[r, token] == most
+                low_place = _order(_bits(rows_low[r, token])) if tied else least
+                place_low = max(place_low, low_place)
+            most_low = _from_bits(_order(place_low))
+        most = most if most > -np.inf else 0.0
         for token in range(vocab):
-            x = (rows[i, token] - most) * s
-            if q_low is not None:
-                x += rows_low[i, token] - most_low
-            bad += (not (x >= -RANGE)) & (rows[i, token] != hole)
+            x = (rows[r, token] - most) * s
+            if rows_low is not None:
+                x += rows_low[r, token] - most_low
+            bad += (not (x >= -RANGE)) & (rows[r, token] != hole)
             whole = _plus(whole, exp_near_zero(x))
-        top[i], top_low[i], total[i] = most, most_low, whole
-    bad += _states(n, top, top_low, total, scale, q_low is None, log_sum, value, high, low)
+        state[TOP + i], state[TOP_LOW + i], state[TOTAL + i] = most, most_low, whole
+    bad += _states(n, state, scale, rows_low is None, value, high, low)
     for i in range(n):
-        most, most_low, less = top[i], top_low[i], -log_sum[i]
+        r = first + i
+        most, most_low, less = state[TOP + i], state[TOP_LOW + i], -state[LOG_SUM + i]
         for token in range(vocab):
-            x = rows[i, token] - most
+            x = rows[r, token] - most
             rest = less
-            if q_low is None:
+            if rows_low is None:
                 rest = _fma(x, s_low, rest)
             else:
-                rest += rows_low[i, token] - most_low
-            out[i, token] = _fma(x, s, rest) if x > -np.inf else -np.inf
+                rest += rows_low[r, token] - most_low
+            out[r, token] = _fma(x, s, rest) if x > -np.inf else -np.inf
     return bad
 
 
-@_compiled
-def _level(q, q_low, policy, vocab, scale, value, high, low):
-    """All states of one level of one subtree: q and policy are (states * vocab,)."""
+@_compiled(
+    signature=[
+        types.intp(_read, types.none, _numbers, types.intp, _scale, *[_numbers] * 3),
+        types.intp(*[_numbers] * 3, types.intp, _scale, *[_numbers] * 3),
+    ]
+)
+def level(q, q_low, policy, vocab, scale, value, high, low):
+    """All states of one level of some subtrees: q and policy are (states * vocab,).
+
+    q: rewards, with q_low None, or V of the level below in nats. Fills the policy, V in reward
+    units, and V in nats as high + low.
+    """
     few = vocab < MANY_TOKENS
-    work = np.zeros((2, vocab if few else 1, BLOCK))
-    per_state = np.zeros((4, BLOCK))
+    work = np.zeros(2 * vocab * BLOCK if few else 0)
+    blocks = work.reshape(2, -1, BLOCK)
+    rows, out = q.reshape(-1, vocab), policy.reshape(-1, vocab)
+    rows_low = None if q_low is None else q_low.reshape(-1, vocab)
+    state = np.zeros(7 * BLOCK)
     step = BLOCK if few else ROWS
     bad = 0
     for first in range(0, value.size, step):
         last = min(first + step, value.size)
         n, at = last - first, first * vocab
-        out, up, down = value[first:last], high[first:last], low[first:last]
+        to, up, down = value[first:last], high[first:last], low[first:last]
         if few:
-            bad += _few_tokens(
-                q, q_low, at, policy, n, vocab, work, per_state, scale, out, up, down
-            )
+            bad += _few_tokens(q, q_low, at, policy, n, work, blocks, state, scale, to, up, down)
         else:
-            bad += _many_tokens(q, q_low, at, policy, n, vocab, per_state, scale, out, up, down)
+            bad += _many_tokens(rows, rows_low, first, out, n, state, scale, to, up, down)
     return bad
 
 
@@ -398,15 +416,3 @@ def masked(reward, kept, start, leaf):
             target[i] = source[i] if keep[i] else -np.inf
         at += n
     return bad
-
-
-@_compiled(signature=types.intp(_read, _numbers, types.intp, _scale, *[_numbers] * 3))
-def leaf_level(leaf, policy, vocab, scale, value, high, low):
-    """The level above the leaves; results as `_level`."""
-    return _level(leaf, None, policy, vocab, scale, value, high, low)
-
-
-@_compiled(signature=types.intp(*[_numbers] * 3, types.intp, _scale, *[_numbers] * 3))
-def upper_level(q, q_low, policy, vocab, scale, value, high, low):
-    """A level above another, of which q and q_low are V in nats."""
-    return _level(q, q_low, policy, vocab, scale, value, high, low)
