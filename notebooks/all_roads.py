@@ -8,13 +8,15 @@ app = marimo.App(app_title="All Roads Lead to Likelihood", width="medium")
 
 @app.cell
 def _():
-    import jax
     import marimo as mo
     import numpy as np
     from matplotlib.figure import Figure
 
-    from theory.arms import fit, make_arm
+    from theory.arms import ARMS
+    from theory.batch import Batch
     from theory.classes import TabularPolicies
+    from theory.draws import draw_pairs
+    from theory.families import Walsh
     from theory.fit import fit_tabular
     from theory.fit_policy import fit_policy
     from theory.preferences import PairData
@@ -26,29 +28,27 @@ def _():
         log_optimal,
         soft_value_iteration,
     )
-    from theory.sweep import draw_pairs, true_reward
     from theory.tree import TokenTree
 
     return (
+        ARMS,
+        Batch,
         Figure,
         PairData,
         TabularPolicies,
         TokenTree,
+        Walsh,
         draw_pairs,
         entropy,
         expected_reward,
-        fit,
         fit_policy,
         fit_tabular,
-        jax,
         kl,
         leaf_log_probs,
         log_optimal,
-        make_arm,
         mo,
         np,
         soft_value_iteration,
-        true_reward,
     )
 
 
@@ -224,24 +224,33 @@ def _(
 
 
 @app.cell
-def _(draw_pairs, fit, jax, make_arm, np, true_reward):
+def _(ARMS, Batch, Walsh, draw_pairs, np):
     bits, degree, horizon, sharpness = 6, 2, 6, 2.0
     numbers = (32, 64, 128, 256)
     seeds = tuple(range(16))
-    ridges = (0.3, 1.0, 3.0)
     names = ("two_stage", "offline_all", "offline_matched")
-    truth = np.stack([true_reward(bits, degree, sharpness, seed) for seed in seeds])
-    log_star = truth - np.log(np.exp(truth).sum(axis=1, keepdims=True))
+    truths = [Walsh(bits, degree, horizon, sharpness, seed).draw() for seed in seeds]
+    truth = np.stack([one.reward for one in truths])  # (seeds, 1 prompt, completions)
+    log_star = truth - np.log(np.exp(truth).sum(axis=2, keepdims=True))
 
     def divergence(name, n):
         """(seeds,) KL(P_pi || P*) in nats, at the ridge with the least mean, in hindsight."""
-        arm = make_arm(name, bits, bits if name == "offline_all" else degree, horizon, 1.0)
-        pairs = np.stack([draw_pairs(r, n, seed) for r, seed in zip(truth, seeds, strict=True)])
-        padded = np.pad(pairs, ((0, 0), (0, max(numbers) - n), (0, 0)))
-        weights = np.pad(np.ones(n), (0, max(numbers) - n))
-        theta = fit(arm, padded, weights, ridges).theta
-        log_q = np.asarray(jax.vmap(jax.vmap(arm.log_probs))(theta))
-        each = np.sum(np.exp(log_q) * (log_q - log_star[None]), axis=2)
+        batch = Batch(
+            tree=truths[0].tree,
+            beta=1.0,
+            seeds=seeds,
+            reward=truth,
+            features=truths[0].features[None],  # every polynomial of this degree
+            degree=degree,
+            log_reference=np.full(truth.shape, -bits * np.log(2.0)),
+            pairs=np.stack(
+                [draw_pairs(r[0], n, seed) for r, seed in zip(truth, seeds, strict=True)]
+            ),
+            n_held=0,
+            ridges=(0.3, 1.0, 3.0),
+        )
+        log_q = ARMS[name](batch, np.ones((len(seeds), n))).log_p
+        each = np.sum(np.exp(log_q) * (log_q - log_star[None]), axis=(2, 3))
         return each[int(np.argmin(each.mean(axis=1)))]
 
     divergences = {name: np.array([divergence(name, n) for n in numbers]) for name in names}

@@ -13,19 +13,9 @@ from jaxtyping import Float
 from theory.arms.base import Candidate, FitArm, Outcome
 from theory.arms.linear import two_stage, two_stage_full
 from theory.arms.newton import newton_linear
-from theory.arms.policies import logits_to_leaves
+from theory.arms.policies import logits_to_leaves, soft_policy
 from theory.arms.proper import offline_proper
-from theory.arms.tabular import offline_all, offline_all_one_hot, offline_matched
-from theory.arms.walsh_arms import (
-    TOLERANCE,
-    Arm,
-    Fit,
-    fit,
-    jacobian_rank,
-    make_arm,
-    pair_objective,
-    soft_policy,
-)
+from theory.arms.tabular import TOLERANCE, offline_all, offline_all_one_hot, offline_matched
 from theory.batch import Batch
 
 
@@ -68,17 +58,10 @@ ARMS: dict[str, FitArm] = {
 __all__ = [
     "ARMS",
     "TOLERANCE",
-    "Arm",
     "Candidate",
-    "Fit",
     "FitArm",
     "Outcome",
-    "fit",
-    "jacobian_rank",
     "logits_to_leaves",
-    "make_arm",
     "newton_linear",
-    "pair_objective",
     "soft_policy",
-    "two_stage",
 ]

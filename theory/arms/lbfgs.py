@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-MEMORY = 10  # pairs of differences kept
+MEMORY = 20  # pairs of differences kept
 ENOUGH = 1e-4  # share of the fall that the slope promises
 SHORTEST = 1e-12  # of a direction; below, no length helps
 ROUNDING = 1e-14  # relative: values closer than this are equal
@@ -120,7 +120,7 @@ def _step(objective: Objective, s: _State, tolerance: float) -> _State:
         scale=scale,
         unit=unit,
         going=going,
-        steps=s.steps + s.going,
+        steps=s.steps + s.going.astype(s.steps.dtype),
         count=s.count + 1,
     )
 
@@ -136,14 +136,18 @@ def _inverse_times(
     unit (B,): the first guess of the inverse Hessian, as a multiple of the identity.
     """
     moves, turns, scale = history
-    q, shares = gradient, []
-    slots = [(count - i) % MEMORY for i in range(MEMORY)]
-    for slot in slots:
+    empty = jnp.zeros_like(scale)
+
+    def down(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        q, shares = state
+        slot = (count - i) % MEMORY
         share = scale[slot] * _dot(moves[slot], q)
-        q = q - share[None, :] * turns[slot]
-        shares.append(share)
-    q = q * unit[None, :]
-    for slot, share in zip(reversed(slots), reversed(shares), strict=True):
+        return q - share[None, :] * turns[slot], shares.at[slot].set(share)
+
+    def up(i: jax.Array, q: jax.Array) -> jax.Array:
+        slot = (count + 1 + i) % MEMORY
         back = scale[slot] * _dot(turns[slot], q)
-        q = q + (share - back)[None, :] * moves[slot]
-    return q
+        return q + (shares[slot] - back)[None, :] * moves[slot]
+
+    q, shares = jax.lax.fori_loop(0, MEMORY, down, (gradient, empty))
+    return jax.lax.fori_loop(0, MEMORY, up, q * unit[None, :])

@@ -12,6 +12,7 @@ and is what theta and score are:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -21,13 +22,14 @@ from jaxtyping import Float
 
 from theory.arms.base import Candidate, Outcome
 from theory.arms.lbfgs import lbfgs
-from theory.arms.newton import Solved, damped_newton, down_the_path, slope_and_bend
+from theory.arms.newton import Pairs, Solved, damped_newton, down_the_path, slope_and_bend
 from theory.arms.policies import chained, soft_policies, tabular_rank
 from theory.arms.replicates import distinct_pairs, on_all_cores, program
 from theory.batch import Batch
+from theory.errors import InputError
 
-TOLERANCE = 1e-7  # of two_stage_full's gradient, counts a unit of theta
-MAX_STEPS = 2000
+TOLERANCE = 1e-9  # of two_stage_full's gradient, counts a unit of theta
+MAX_STEPS = 3000
 
 
 def two_stage(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
@@ -59,6 +61,7 @@ def fit_by_ridge(
     (P, L, K), the largest entry of the gradient and the steps (K,).
     """
     tree = batch.tree
+    _check(batch, weights)
     pairs, wins = distinct_pairs(tree, batch.pairs, weights)
     order = np.argsort(-np.asarray(batch.ridges), kind="stable")
     flat = batch.features.reshape(len(batch.features), -1, batch.features.shape[3])
@@ -86,6 +89,19 @@ def fit_by_ridge(
         n_parameters=n_parameters,
         jacobian_rank=rank,
     )
+
+
+def _check(batch: Batch, weights: np.ndarray) -> None:
+    """Raise InputError for weights of another shape, or weights or ridges that are no amounts."""
+    if weights.shape != batch.pairs.shape[:2]:
+        raise InputError(f"weights {weights.shape} for pairs {batch.pairs.shape[:2]}")
+    bad = ~(np.isfinite(weights) & (weights >= 0.0))
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"the weight at {place} must be finite and >= 0, got {weights[place]}")
+    for ridge in batch.ridges:
+        if not (math.isfinite(ridge) and ridge >= 0.0):
+            raise InputError(f"ridges must be finite and >= 0, got {ridge!r}")
 
 
 def feature_rank(batch: Batch) -> int:
@@ -116,17 +132,17 @@ def _two_stage(shared: Any, mapped: Any, static: Any) -> tuple[jax.Array, ...]:
     pairs, wins, own = mapped
     (prompts, vocab, _), _ = static
     features = common if own is None else own  # (P L, D)
-    x = features[pairs[:, 0]] - features[pairs[:, 1]]
-    eye = jnp.eye(x.shape[1])
+    compared = Pairs.of(features, pairs)
+    eye = jnp.eye(features.shape[1])
 
     def fit(start: jax.Array, ridge: jax.Array) -> Solved:
         def at(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-            slope, bend = slope_and_bend(x @ theta, wins)
-            return ridge * theta + slope @ x, bend
+            slope, bend = slope_and_bend(compared.margin(theta), wins)
+            return ridge * theta + compared.gradient(slope), bend
 
-        return damped_newton(at, lambda bend: (x * bend[:, None]).T @ x + ridge * eye, start)
+        return damped_newton(at, lambda bend: compared.hessian(bend) + ridge * eye, start)
 
-    theta, gradient, steps = down_the_path(fit, jnp.zeros(x.shape[1]), ridges)
+    theta, gradient, steps = down_the_path(fit, jnp.zeros(features.shape[1]), ridges)
     score = (features @ theta.T).reshape(prompts, -1, len(ridges))
     return soft_rl(score, beta, vocab, leaf_mask), score, gradient, steps
 

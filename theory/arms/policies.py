@@ -76,17 +76,17 @@ def soft_policies(
     while values.shape[1] > 1:
         q = values.reshape(prompts, -1, vocab, problems)
         below = _logsumexp(q)
-        if leaf_mask is not None:  # no state: nothing to normalise
-            below = jnp.where(below > -jnp.inf, below, 0.0)
         levels.insert(0, q - below)
         values = jnp.where(jnp.isneginf(q).all(axis=2), -jnp.inf, below[:, :, 0])
     return levels
 
 
 def _logsumexp(q: Float[jax.Array, "P S V B"]) -> Float[jax.Array, "P S 1 B"]:
+    """Over the tokens; 0 where all are -inf: no state is there, and nothing to normalise."""
     top = jax.lax.stop_gradient(jnp.max(q, axis=2, keepdims=True))
     top = jnp.where(top > -jnp.inf, top, 0.0)
-    return jnp.log(jnp.sum(jnp.exp(q - top), axis=2, keepdims=True)) + top
+    total = jnp.sum(jnp.exp(q - top), axis=2, keepdims=True)
+    return jnp.log(jnp.where(total > 0.0, total, 1.0)) + top
 
 
 def soft_policy(leaf: Float[jax.Array, " L"], vocab: int) -> list[jax.Array]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from theory.arms.base import Outcome
 from theory.arms.linear import feature_rank, fit_by_ridge
-from theory.arms.newton import Solved, damped_newton, down_the_path, slope_and_bend
+from theory.arms.newton import Pairs, Solved, damped_newton, down_the_path, slope_and_bend
 from theory.arms.policies import chained, soft_policies
 from theory.arms.replicates import program
 from theory.batch import Batch
@@ -63,26 +63,28 @@ def _offline_proper(shared: Any, mapped: Any, static: Any) -> tuple[jax.Array, .
     features = flat.reshape(prompts, -1, flat.shape[1])
     eye = jnp.eye(flat.shape[1])
 
-    def policy(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        log_p, slopes = policy_and_slope(theta, features, beta, vocab, leaf_mask)
-        return log_p.reshape(-1), slopes.reshape(-1, theta.shape[0])
+    def known(theta: jax.Array) -> jax.Array:
+        levels = soft_policies((features @ theta / beta)[:, :, None], vocab, leaf_mask)
+        log_p = chained(levels).reshape(-1)
+        return log_p if leaf_mask is None else jnp.where(log_p > -jnp.inf, log_p, 0.0)
 
     def fit(start: jax.Array, ridge: jax.Array) -> Solved:
-        def at(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-            log_p, slopes = policy(theta)
-            known = jnp.where(log_p > -jnp.inf, log_p, 0.0)
-            margin = beta * (known[pairs[:, 0]] - known[pairs[:, 1]])
-            turn = beta * (slopes[pairs[:, 0]] - slopes[pairs[:, 1]])
+        def at(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            log_p, pull = jax.vjp(known, theta)
+            margin = beta * (log_p[pairs[:, 0]] - log_p[pairs[:, 1]])
             slope, bend = slope_and_bend(margin, wins)
-            return ridge * theta + slope @ turn, (turn, bend)
+            by_leaf = jnp.zeros_like(log_p).at[pairs[:, 0]].add(slope).at[pairs[:, 1]].add(-slope)
+            return ridge * theta + pull(beta * by_leaf)[0], (theta, bend)
 
-        def curvature(aux: tuple[jax.Array, ...]) -> jax.Array:
+        def curvature(aux: tuple[jax.Array, jax.Array]) -> jax.Array:
             # The score differences are linear in theta (log Z cancels): no second derivative.
-            turn, bend = aux
-            return (turn * bend[:, None]).T @ turn + ridge * eye
+            slopes = policy_and_slope(aux[0], features, beta, vocab, leaf_mask)[1]
+            table = beta * slopes.reshape(-1, len(aux[0]))
+            return Pairs.of(table, pairs).hessian(aux[1]) + ridge * eye
 
         return damped_newton(at, curvature, start)
 
     theta, gradient, steps = down_the_path(fit, jnp.zeros(flat.shape[1]), ridges)
-    log_p = jax.lax.map(lambda t: policy(t)[0], theta).T.reshape(prompts, -1, len(ridges))
+    scaled = (flat @ theta.T / beta).reshape(prompts, -1, len(ridges))
+    log_p = chained(soft_policies(scaled, vocab, leaf_mask))
     return log_p, beta * log_p, gradient, steps
