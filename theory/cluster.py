@@ -8,13 +8,16 @@ its worker dies. Ray is optional: the extra `ray`.
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from theory.errors import InputError
 from theory.sweep.cells import Cell
 
+PATIENCE = 5.0  # seconds for an address to answer
 RETRIES = 3  # times that a cell whose worker died is run again
 THREADS = {"OPENBLAS_NUM_THREADS": "1"}  # as `python -m theory` sets them; an explicit value stands
 PASSED_ON = ("OPENBLAS_NUM_THREADS", "XLA_FLAGS", "JAX_PLATFORMS")
@@ -59,15 +62,30 @@ def _connect(address: str, workers: int | None) -> Any:
         ) from error
     variables = {**THREADS, **{k: os.environ[k] for k in PASSED_ON if k in os.environ}}
     options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
+    options["logging_level"] = logging.WARNING
     if address == "local":
         here = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
         ray.init("local", **options, **here)
         return ray
+    _check_address(address)
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--cluster {address}: {str(error).splitlines()[0]}") from error
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError unless something listens there: Ray itself would wait for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--cluster {address!r} is none of local, auto, host:port")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--cluster {address}: nothing answers: {error}") from error
 
 
 def _cell_bytes(cell: Cell) -> bytes:

@@ -121,9 +121,18 @@ def test_an_error_in_a_cell_comes_back_as_itself_and_the_others_end(grid: Path):
     assert isinstance(results[cells[1]], bytes)
 
 
-def test_nothing_at_the_address_is_an_input_error(grid: Path):
-    with pytest.raises(InputError, match="--cluster nowhere"):
-        list(run_cells(list(load_grid(grid).cells), "nowhere:1"))
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("localhost:1", "--cluster localhost:1: nothing answers"),
+        ("localhost:99999999", "nothing answers"),
+        ("mars", "--cluster 'mars' is none of local, auto, host:port"),
+        ("auto", "--cluster auto: "),
+    ],
+)
+def test_nothing_at_the_address_is_an_input_error(grid: Path, address: str, words: str):
+    with pytest.raises(InputError, match=words):
+        list(run_cells(list(load_grid(grid).cells), address))
 
 
 def test_without_ray_the_extra_is_named(grid: Path, monkeypatch):
