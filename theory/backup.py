@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -91,6 +92,22 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(len(os.sched_getaffinity(process)))
 
 
+_of_thread = threading.local()
+
+
+def _room(h: int, states: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory of this thread for V of some states of a level, h levels from the last.
+
+    It is kept from one task to the next (new pages cost more than the arithmetic), and that of even
+    levels is apart from that of odd ones.
+    """
+    rooms = _of_thread.__dict__.setdefault("rooms", [np.empty((2, 0)), np.empty((2, 0))])
+    if rooms[h % 2].shape[1] < states:
+        rooms[h % 2] = np.empty((2, states))
+    high, low = rooms[h % 2]
+    return high[:states], low[:states]
+
+
 class _Run:
     """The arrays of one backup, and its work on any of its subtrees."""
 
@@ -133,7 +150,7 @@ class _Run:
             target = self.leaf[leaves]
             bad += masked(source, self.kept, leaves.start, target)
             source = target
-        high, low = np.empty(last - first), np.empty(last - first)
+        high, low = _room(0, last - first)
         policy, value = self.flat_policy[-1][leaves], self.flat_values[-1][first:last]
         bad += level(source, None, policy, self.vocab, self.leaf_scale, value, high, low)
         high, low, above = self.climb(high, low, first, self.horizon - 1, split)
@@ -151,7 +168,7 @@ class _Run:
             first, states = first // self.vocab, len(high) // self.vocab
             policy = self.flat_policy[h][first * self.vocab : (first + states) * self.vocab]
             value = self.flat_values[h][first : first + states]
-            up, rest = np.empty(states), np.empty(states)
+            up, rest = _room(h + 1 - self.horizon, states)
             bad += one_level(high, low, policy, self.vocab, self.scale, value, up, rest)
             high, low = up, rest
         return high, low, bad
