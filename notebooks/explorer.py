@@ -221,7 +221,7 @@ def _(
             f'<p style="font-size:1.25rem">Gap: <strong id="gap">{found.gap:+.3f}</strong> nats '
             f'(offline <span id="offline">{_offline.kl:.3f}</span> less online '
             f'<span id="online">{_online.kl:.3f}</span>)</p>'
-            f"<p>{len(_tree.leaves)} completions of each of {_tree.n_prompts} prompt(s); reward of "
+            f"<p>{len(_tree.leaves)} completions a prompt, prompts: {_tree.n_prompts}; reward of "
             f"{_online.n_parameters} parameters at ridge {_online.ridge:g}, policy of "
             f"{_offline.n_parameters} at ridge {_offline.ridge:g}; regret {_online.regret:+.2f} "
             f"online, {_offline.regret:+.2f} offline (reward units). The trees show prompt "
@@ -242,7 +242,7 @@ def _(
 
 @app.cell
 def _(mo):
-    draw_curve = mo.ui.run_button(label="Draw KL against N for these settings (some seconds)")
+    draw_curve = mo.ui.run_button(label="Draw KL against N")
     mo.vstack([draw_curve])
     return (draw_curve,)
 

@@ -307,7 +307,7 @@ def test_the_curve_waits_for_its_button(page: WebDriver) -> None:
     wait_for(page, lambda: text_of(page, "#gap"))
     assert not page.find_elements("css selector", "#curve-drawn")
     choose(page, "completion", "4 bits")
-    wait_for(page, lambda: text_of(page, "#explorer").count("16 completions of each"))
+    wait_for(page, lambda: text_of(page, "#explorer").count("16 completions a prompt"))
     button = page.execute_script(FIND, "marimo-button", "Draw KL", "button")
     button.click()
     wait_for(page, lambda: page.find_elements("css selector", "#curve-drawn"))

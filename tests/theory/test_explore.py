@@ -29,7 +29,7 @@ from theory.explore.fitting import PolicyClass, chain, fit_policy_class, soft_po
 from theory.explore.roads import policy_basis
 from theory.families import Automata, Coverage, GroundTruth, Lookup, Walsh
 from theory.families.base import ground_truth
-from theory.soft import kl, leaf_log_probs, log_optimal, soft_value_iteration
+from theory.soft import kl, log_optimal
 from theory.tree import TokenTree
 
 SMALL = Walsh(bits=4, degree=2, horizon=4)
@@ -50,19 +50,31 @@ def brute_log_p(tree: TokenTree, logits: dict[tuple[int, tuple[str, ...]], float
 
 
 @pytest.mark.parametrize("spec", TREES.values(), ids=TREES)
-def test_soft_policy_is_soft_value_iteration_and_the_optimum_is_boltzmann(spec: Walsh) -> None:
+def test_soft_policy_chains_to_boltzmann_and_shares_the_mass_below(spec: Walsh) -> None:
+    """Eq. 11, and pi(a|s) = P(s.a) / P(s) of that distribution, summed completion by completion."""
     truth = spec.draw()
+    tree = truth.tree
     for beta in (0.5, 2.0):
-        levels = soft_policy(truth.tree, truth.reward, beta)
-        exact = soft_value_iteration(truth.tree, truth.reward, beta=beta)
-        expected = np.asarray(leaf_log_probs(truth.tree, exact.log_policy))
-        np.testing.assert_allclose(chain(levels), expected, atol=1e-12)
-        best = log_optimum(truth, beta)
-        np.testing.assert_allclose(best, log_optimal(truth.tree, truth.reward, beta), atol=1e-12)
-        again = chain(conditionals(truth.tree, best))
-        np.testing.assert_allclose(again, best, atol=1e-12)
-        last = node_probabilities(truth.tree, best)[-1].reshape(best.shape)
-        np.testing.assert_allclose(last, np.exp(best), atol=1e-15)
+        best = log_optimal(tree, truth.reward, beta)
+        levels = soft_policy(tree, truth.reward, beta)
+        np.testing.assert_allclose(chain(levels), best, atol=1e-12)
+        np.testing.assert_allclose(log_optimum(truth, beta), best, atol=1e-12)
+        np.testing.assert_allclose(chain(conditionals(tree, best)), best, atol=1e-12)
+        passing = node_probabilities(tree, best)
+        for x, leaf in itertools.product(range(tree.n_prompts), tree.leaves.tolist()):
+            words, above = tree.leaf_tokens(leaf), 1.0
+            for h in range(len(words)):
+                same = [
+                    i
+                    for i in tree.leaves.tolist()
+                    if tree.leaf_tokens(i)[: h + 1] == words[: h + 1]
+                ]
+                here = math.fsum(math.exp(best[x, i]) for i in same)
+                node = leaf // tree.vocab ** (tree.horizon - h - 1)
+                assert passing[h][x].reshape(-1)[node] == pytest.approx(here, abs=1e-12)
+                found = math.exp(levels[h][x].reshape(-1)[node])
+                assert found == pytest.approx(here / above, abs=1e-12)
+                above = here
 
 
 @pytest.mark.parametrize("spec", TREES.values(), ids=TREES)
@@ -261,6 +273,11 @@ def test_curves_are_walks_and_hindsight_is_the_least() -> None:
     each = [walk(truth, replace(asked, ridge=r), "two_stage", pairs).kl for r in (0.3, 3.0)]
     assert kls["two_stage"][1, 1] in each
     assert best_in_hindsight(truth, asked, "two_stage", pairs, (0.3, 3.0)).kl == min(each)
+    by_ridge = [curve(SMALL, replace(question, ridge=r), (16, 64), (0, 1)) for r in (0.3, 3.0)]
+    for name, value in kls.items():
+        means = np.stack([part[name].mean(axis=1) for part in by_ridge])
+        np.testing.assert_array_equal(value.mean(axis=1), means.min(axis=0))
+        assert (means.max(axis=0) > means.min(axis=0)).all()
     once = curve(SMALL, replace(question, ridge=3.0), (64,), (1,))
     assert once["two_stage"][0, 0] == each[1]
 
