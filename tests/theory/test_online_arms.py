@@ -175,7 +175,7 @@ def test_a_prompt_whose_samples_all_agree_has_no_pair():
 
 def test_no_uniform_draws_a_slot_without_mass():
     log_p = random_log_p(8)
-    log_p[0, 1, TREE.leaves[-1]] = -np.inf
+    log_p[0, 1, [TREE.leaves[0], TREE.leaves[2], TREE.leaves[-1]]] = -np.inf
     score = np.where(TREE.leaf_mask, np.arange(TREE.n_leaves), 0.0)[None, None] * np.ones((1, 2, 1))
     p = np.where(TREE.leaf_mask, np.exp(log_p[0, 1]), 0.0)
     edges = np.cumsum(p) / p.sum()

@@ -10,8 +10,12 @@ after the steps in STOPS: the candidates of every arm are ridges times stops. Th
 - dpo: beta (log P_pi - log P_ref); the policy starts as the network that SFT_STEPS steps of
   cross-entropy fit to the batch's reference, and P_ref is that network's own distribution.
 
-None trains to a stationary point: stopping early is part of the regularisation, and `gradient`
-says how far it was.
+The ridge pulls every parameter to 0, in DPO too: for a policy the uniform next token, not the SFT
+network. None trains to a stationary point: stopping early is part of the regularisation, and
+`gradient` says how far it was.
+
+RATE was chosen by the objective alone: of .001, .003, .01 and .03 it leaves the least after 300
+steps, or at most 8 % more, in both networks on both roads (Walsh degree 2, 512 pairs, two ridges).
 """
 
 from __future__ import annotations
