@@ -367,5 +367,9 @@ def test_bad_weights_and_ridges_are_refused():
     weights[1, 7] = -1.0
     with pytest.raises(InputError, match=r"\(1, 7\)"):
         ARMS["offline_all"](batch, weights)
+    pairs = np.array(masked().pairs)
+    pairs[0, 3] = 0, 27  # leaves of different prompts
+    with pytest.raises(InputError, match=r"\(0, 3\), \[0, 27\]"):
+        ARMS["two_stage"](dataclasses.replace(masked(), pairs=pairs), np.ones((2, 60)))
     with pytest.raises(InputError, match="nan"):
         ARMS["two_stage"](dataclasses.replace(batch, ridges=(np.nan,)), ones(batch))

@@ -92,9 +92,13 @@ def fit_by_ridge(
 
 
 def _check(batch: Batch, weights: np.ndarray) -> None:
-    """Raise InputError for weights of another shape, or weights or ridges that are no amounts."""
+    """Raise InputError for weights of another shape, pairs of two prompts, or bad amounts."""
     if weights.shape != batch.pairs.shape[:2]:
         raise InputError(f"weights {weights.shape} for pairs {batch.pairs.shape[:2]}")
+    apart = np.diff(batch.pairs // batch.tree.n_leaves, axis=2)[:, :, 0] != 0
+    if apart.any():
+        place = tuple(int(i) for i in np.argwhere(apart)[0])
+        raise InputError(f"the pair at {place}, {batch.pairs[place].tolist()}, has two prompts")
     bad = ~(np.isfinite(weights) & (weights >= 0.0))
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])

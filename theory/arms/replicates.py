@@ -85,14 +85,16 @@ def distinct_pairs(
 
     pairs: winner and loser. Back come (lower leaf, higher leaf) and (wins of the lower, of the
     higher). M depends on the shape of the data alone: a power of two that has room for N pairs, or
-    for all that the tree has if these are fewer. Unused rows are (0, 0) with no wins.
+    for all that the tree has and one row more, if these are fewer. Pairs of one completion with
+    itself, which say nothing, and unused rows are (0, 0) with no wins.
     """
     count, n = pairs.shape[:2]
     total = tree.n_prompts * tree.n_leaves
     live = len(tree.leaves)
-    room = _power_of_two(min(n, tree.n_prompts * (live * (live - 1) // 2)))
+    room = _power_of_two(min(n, tree.n_prompts * (live * (live - 1) // 2) + 1))
+    differ = pairs[:, :, 0] != pairs[:, :, 1]
     low, high = pairs.min(axis=2), pairs.max(axis=2)
-    keys = low.astype(np.int64) * total + high
+    keys = np.where(differ, low.astype(np.int64) * total + high, 0)
     order = np.argsort(keys, axis=1, kind="stable")
     keys = np.take_along_axis(keys, order, axis=1)
     new = np.ones_like(keys, dtype=bool)
@@ -101,7 +103,7 @@ def distinct_pairs(
     place = rows * room + np.cumsum(new, axis=1) - 1
     ends = np.zeros((count * room, 2), dtype=np.int64)
     ends[place[new]] = np.stack(np.divmod(keys[new], total), axis=1)
-    weight = np.take_along_axis(np.asarray(weights, dtype=np.float64), order, axis=1)
+    weight = np.take_along_axis(np.where(differ, weights, 0.0), order, axis=1)
     lower_won = np.take_along_axis(pairs[:, :, 0] == low, order, axis=1)
     wins = [
         np.bincount(place.reshape(-1), (weight * side).reshape(-1), count * room)
