@@ -24,6 +24,8 @@ class Row:
 
     prediction: Prediction
     reproduced: Reproduced
+    elsewhere: bool = False
+    """Whether the note says what other settings give."""
 
 
 def check_figures(figures: Sequence[str]) -> tuple[str, ...]:
@@ -115,14 +117,14 @@ def _row(figure: Figure, twin: Twin, place: int, regimes: dict[str, Twin], repli
         replicates=replicates,
         note=_note(quantity, {words: t.quantities[place] for words, t in regimes.items()}),
     )
-    return Row(prediction, quantity.reproduced)
+    return Row(prediction, quantity.reproduced, bool(regimes))
 
 
 def _note(quantity: Quantity, regimes: dict[str, Quantity]) -> str:
     """The means, after what the twin says of the claim and before what other settings give."""
     parts = ", ".join(f"{name} {mean:.4f}" for name, mean in quantity.means.items())
     note = f"Toy means: {parts}."
-    words = {"yes": "as claimed", "no": "against the claim", "undecided": "undecided"}
+    words = {"yes": "the claim holds", "no": "it does not hold", "undecided": "undecided"}
     elsewhere = ""
     for setting, other in regimes.items():
         number = f"{other.value:+.4f} ({other.error:.4f})"

@@ -107,7 +107,7 @@ def result_of(fig3: float) -> ToyResult:
     noise = np.array([-0.01, 0.01, 0.0, 0.0])
     wins = {"sft": 0.5 + noise * 0, "dpo": 0.6 + noise * 0, "dpo_2x": 0.6 + noise * 0}
     online = 0.6 + fig3 + noise
-    models = {name: 0.5 + noise for name in REWARD_MODELS}
+    models: dict[str, np.ndarray] = dict.fromkeys(REWARD_MODELS, 0.5 + noise)
     lost = {"online_dpo_sft": noise * 0}
     return ToyResult(
         wins | {"online_dpo_sft": online, "online_dpo_dpo": online}, models, models, lost

@@ -91,12 +91,12 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _print_summary(rows: Sequence[Row]) -> None:
-    """Which figures are reproduced, and what the twins say where they are not."""
+    """Which figures are reproduced, and what the twins say where they are not, or elsewhere."""
     from theory.forecast import summary
 
     print("Does the twin reproduce the paper's figure?")
     for figure, verdict in summary(rows).items():
         print(f"  {figure}: {verdict}")
     for row in rows:
-        if row.reproduced != "yes":
+        if row.reproduced != "yes" or row.elsewhere:
             print(f"{row.prediction.figure}, {row.prediction.quantity}: {row.prediction.note}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -39,16 +41,20 @@ def run_replicates(
         first = worlds[0]
         own = {name: np.stack([getattr(world, name) for world in worlds]) for name in OWN}
 
-    def one(given: tuple[jax.Array, dict[str, jax.Array]]) -> Any:
-        key, arrays = given
+    def one(row: tuple[jax.Array, dict[str, jax.Array]]) -> Any:
+        key, arrays = row
         return run(replace(first, **arrays), key)
 
-    batch = jax.jit(lambda some: jax.lax.map(one, some))
-    parts = []
-    for start in range(0, config.replicates, BATCH):
+    def given(start: int) -> tuple[jax.Array, dict[str, jax.Array]]:
         # Every batch has one shape, hence one program: the last one is filled up and cut.
         chosen = np.arange(start, start + BATCH) % config.replicates
-        some = {name: jnp.asarray(table[chosen]) for name, table in own.items()}
-        parts.append(jax.tree.map(np.asarray, batch((keys[chosen], some))))
-        report(min(start + BATCH, config.replicates))
+        return keys[chosen], {name: jnp.asarray(table[chosen]) for name, table in own.items()}
+
+    program = jax.jit(lambda some: jax.lax.map(one, some)).lower(given(0)).compile()
+    starts = range(0, config.replicates, BATCH)
+    parts = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one batch runs on about one core
+        for start, part in zip(starts, pool.map(lambda s: program(given(s)), starts), strict=True):
+            parts.append(jax.tree.map(np.asarray, part))
+            report(min(start + BATCH, config.replicates))
     return jax.tree.map(lambda *rows: np.concatenate(rows)[: config.replicates], *parts)

@@ -147,13 +147,12 @@ OTHERS = {
     )
 }
 CONTROLS = {
-    "a simple verifier (the default Walsh task) and pairs made the same way": partial(
-        simulate, setting=Setting(walsh=WalshTask())
-    ),
-    "a simple verifier and pairs of two SFT samples with Bradley-Terry labels": partial(
+    "a simple verifier (the default Walsh task) and pairs made the same way, where H6 expects "
+    "a gain": partial(simulate, setting=Setting(walsh=WalshTask())),
+    "a simple verifier and the pairs of Fig. 3, where H6 expects a gain": partial(
         simulate, setting=Setting(walsh=WalshTask(), best_and_worst=False)
     ),
-    "ROUGE-L and pairs of two SFT samples with Bradley-Terry labels": partial(
+    "ROUGE-L and the pairs of Fig. 3, where H6 expects none": partial(
         simulate, setting=Setting(best_and_worst=False)
     ),
 }
