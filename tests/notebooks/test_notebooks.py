@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, and the assertions in its cells hold."""
+"""Two notebooks run from the first cell to the last, and the assertions in their cells hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+BREAKS = {"all_roads": (r"== 1 \+ 2 \+ 4 \+ 8\n", "== 99\n"), "01_theorems": (r"== 7\n", "== 99\n")}
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.py" for name in BREAKS]  # the others have their own test
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
@@ -32,9 +33,6 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 def test_the_notebook_runs_as_a_script(path: Path) -> None:
     done = run(path)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-BREAKS = {"all_roads": (r"== 1 \+ 2 \+ 4 \+ 8\n", "== 99\n"), "01_theorems": (r"== 7\n", "== 99\n")}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CORE = (
     *("tree", "soft", "preferences", "classes", "fit", "fit_policy", "projection", "claims"),
     *("rational", "logsum", "instance", "automaton", "operators", "population", "objectives"),
+    *("backup", "explore"),
 )
 install_import_hook([f"theory.{name}" for name in CORE], "beartype.beartype")
 
