@@ -91,7 +91,7 @@ def read(_: Task, config: ToyConfig, result: Gaps) -> Twin:
     return Twin(
         (
             Quantity(
-                f"gap[fig3] - gap[fig5], gap = {GAP}",
+                "gap[fig3] - gap[fig5]",
                 long - short,
                 WIN_UNIT,
                 {"gap at the long horizon": float(long.mean()), "short": float(short.mean())},
@@ -102,6 +102,7 @@ def read(_: Task, config: ToyConfig, result: Gaps) -> Twin:
         (
             words.own_tasks(spec, config),
             shape,
+            f"gap: {GAP}; fig3 stands for the long task, fig5 for the short one",
             words.SFT,
             words.TABLES,
             words.training(config),
