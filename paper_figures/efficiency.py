@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from paper_figures.prose import ABSENT, number
 from paper_figures.style import (
     BLUE,
     GREEN,
@@ -23,16 +20,12 @@ from paper_figures.style import (
     label,
     legend_below,
     mark,
-    two_line_title,
 )
 from paper_figures.sweep_records import CHOSEN, HINDSIGHT, Cell, Ratio
 from paper_figures.sweep_stats import ALL, FIRST, MATCHED, centre, kinds
 from paper_figures.sweep_words import (
-    COMPLEXITIES,
     family_words,
-    setting_words,
     short_words,
-    value_words,
 )
 
 AT_LEAST, AT_MOST, NEITHER = "ratio is at least", "ratio is at most", "neither arm reaches it"
@@ -101,12 +94,13 @@ def best_target(rows: Sequence[Ratio], stated: Collection[float] = ()) -> Ratio 
 
 
 def stated_targets(ratios: Iterable[Ratio]) -> set[float]:
-    """The targets that more than one curve has: those that were not made for a single curve."""
-    seen: dict[float, set[tuple]] = {}
+    """The targets that most settings have: those that were not made for a single one."""
+    seen: dict[float, set[str]] = {}
     for row in ratios:
-        curve = (row.kind, str(sorted(row.setting.items())), row.choice, row.offline_arm)
-        seen.setdefault(row.target_kl, set()).add(curve)
-    return {target for target, curves in seen.items() if len(curves) > 1}
+        setting = str((row.kind, sorted(row.setting.items())))
+        seen.setdefault(row.target_kl, set()).add(setting)
+    several = len(set().union(*seen.values())) if seen else 0
+    return {target for target, found in seen.items() if several == 1 or 2 * len(found) > several}
 
 
 def family_panel(cells: Sequence[Cell], ratios: Sequence[Ratio], name: str) -> Panel | None:
@@ -233,104 +227,3 @@ def dot(ax: Axes, y: float, row: Ratio, look: tuple[str, str], *, hollow: bool =
         reach = 1.22 if row.bound == AT_LEAST else 1 / 1.22
         arrow = {"arrowstyle": "->", "color": colour, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (row.ratio * reach, y), (row.ratio, y), arrowprops=arrow)
-
-
-# --- the map --------------------------------------------------------------------------------------
-
-
-def map_panels(cells: Sequence[Cell], ratios: Sequence[Ratio], name: str) -> list[Panel]:
-    """Maps over two axes of one family, where a family varies both."""
-    out = []
-    for kind in kinds(cells):
-        mine = [r for r in select(ratios) if r.kind == kind and r.complexity is not None]
-        for across, down in AXES_OF_MAP:
-            panel = _best_map(mine, kind, across, down, name)
-            if panel is not None:
-                out.append(panel)
-    return out
-
-
-def _best_map(rows: Sequence[Ratio], kind: str, across: str, down: str, name: str) -> Panel | None:
-    """The largest map over the two axes with everything else held, at the target that fills it."""
-    groups: dict[tuple, dict[tuple, Ratio]] = {}
-    for row in rows:
-        held = _held(row, (across, down))
-        at = (getattr(row, across), getattr(row, down))
-        groups.setdefault((held, row.target_kl), {})[at] = row
-    both = {
-        key: grid for key, grid in groups.items()
-        if len({x for x, _ in grid}) > 1 and len({y for _, y in grid}) > 1
-    }  # fmt: skip
-    if not both:
-        return None
-
-    def rank(key: tuple) -> tuple[int, int, float]:
-        grid = both[key]
-        return len(grid), sum(r.bound == "none" for r in grid.values()), -key[1]
-
-    key = max(both, key=rank)
-    return map_panel(kind, across, down, dict(key[0]), key[1], both[key], name)
-
-
-def _held(row: Ratio, free: tuple[str, str]) -> tuple:
-    """What is not on the two axes. The setting that is the complexity goes with it."""
-    gone = {"family", *free}
-    if "complexity" in free:
-        gone |= {k for k in ("degree", "states", "salient", "reference") if k in row.setting}
-    return tuple(sorted((k, v) for k, v in row.setting.items() if k not in gone))
-
-
-def map_panel(
-    kind: str, across: str, down: str, held: dict, target: float,
-    grid: dict[tuple, Ratio], name: str,
-) -> Panel:  # fmt: skip
-    """One cell a setting: the ratio as a number, a colour for its size; grey: not reached."""
-    xs, ys = sorted({x for x, _ in grid}), sorted({y for _, y in grid})
-
-    def draw(ax: Axes) -> None:
-        for (x, y), row in grid.items():
-            i, j = xs.index(x), ys.index(y)
-            ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, fc=map_colour(row), ec="white", lw=2))
-            ax.text(i, j, map_words(row), ha="center", va="center", color=MAP_INK, fontsize=6.8)
-        ax.set_xlim(-0.5, len(xs) - 0.5)
-        ax.set_ylim(-0.5, len(ys) - 0.5)
-        ax.set_xticks(range(len(xs)), [value_words(x) for x in xs])
-        ax.set_yticks(range(len(ys)), [value_words(y) for y in ys])
-        ax.grid(visible=False)
-        ax.set_xlabel(_axis_words(kind, across))
-        ax.set_ylabel(_axis_words(kind, down))
-        words = ", ".join(filter(None, [family_words(kind), setting_words(held)]))
-        title = f"Pairs offline / pairs two-stage online\n{words}; to reach KL {target:.2g} nats"
-        two_line_title(ax, title)
-
-    said = "; ".join(
-        f"{across} {value_words(x)}, {down} {value_words(y)}: {ratio_words(row)}"
-        for (x, y), row in sorted(grid.items())
-    )
-    alt = (
-        f"{family_words(kind)}, pairs offline over two-stage to reach {number(target)} nats. {said}"
-    )
-    return Panel(f"{name}-{kind}-{across}-{down}", draw, alt, height=1.3 + 0.42 * len(ys))
-
-
-def _axis_words(kind: str, name: str) -> str:
-    family = kind.split(" ")[0]
-    return {
-        "complexity": COMPLEXITIES.get(family, "complexity"),
-        "sharpness": "sharpness",
-        "horizon": "horizon H (tokens)",
-    }[name]
-
-
-def map_words(row: Ratio) -> str:
-    """What stands in a cell of the map."""
-    if row.bound == NEITHER or row.ratio is None:
-        return ABSENT
-    return f"{SIGNS[row.bound]}{row.ratio:.2g}\n{interval_words(row)}".strip()
-
-
-def map_colour(row: Ratio) -> Any:
-    """Orange: offline needs more pairs; blue: fewer; grey: not reached. Full colour at 8 times."""
-    if row.bound == NEITHER or row.ratio is None or row.ratio <= 0:
-        return MAP_NONE
-    return MAP(0.5 + 0.5 * max(-1.0, min(1.0, math.log(row.ratio) / math.log(8.0))))

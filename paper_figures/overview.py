@@ -111,7 +111,9 @@ def _horizon(cells: Sequence[Cell]) -> Panel | None:
     shown = [line for line in lines if line is not None]
     if not shown:
         return None
-    title = f"Gap against horizon\n{label(ALL)}, N = {n}"
+    some = next(track.cells[0] for track in (fewer, larger) if track is not None)
+    place = setting_words(some.place, (some.complexity_name, "sharpness"))
+    title = f"Gap against horizon\n{family_words(some.kind)}, {place}, N = {n}, {label(ALL)}"
     return lines_panel("sweep-overview-horizon", title, "horizon H (tokens)", shown)
 
 

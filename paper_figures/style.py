@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import ScaledTranslation
 
 INK = "#1b1f24"  # becomes currentColor inside the page, so that a dark page stays readable
@@ -41,13 +42,13 @@ LABELS = {
     "offline_proper": "offline, only policies of the reward class",
     "offline_matched": "offline, policies matched in capacity",
     "two_stage_full": "two-stage over all rewards",
-    "online_population_sft": "Online DPO (SFT), exact pair distribution",
-    "online_population_dpo": "Online DPO (DPO), exact pair distribution",
-    "mlp_two_stage": "MLP: reward model, then soft RL",
-    "mlp_offline": "MLP: offline policy",
+    "online_population_sft": "Online DPO (SFT), all pairs known",
+    "online_population_dpo": "Online DPO (DPO), all pairs known",
+    "mlp_two_stage": "MLP: two-stage",
+    "mlp_offline": "MLP: offline",
     "mlp_dpo": "MLP: DPO",
-    "transformer_two_stage": "transformer: reward model, then soft RL",
-    "transformer_offline": "transformer: offline policy",
+    "transformer_two_stage": "transformer: two-stage",
+    "transformer_offline": "transformer: offline",
     "transformer_dpo": "transformer: DPO",
     "win_rate": "win rate",
     "rouge_l": "ROUGE-L F1",
@@ -62,8 +63,8 @@ MARKS = {  # colour and marker of every policy, reward model and arm
     "sft": (GRID, "s"),
     "dpo": (BLUE, "o"),
     "dpo_2x": (SKY, "o"),
-    "online_dpo_sft": (ORANGE, "^"),
-    "online_dpo_dpo": (VERMILION, "^"),
+    "online_dpo_sft": (ORANGE, "v"),
+    "online_dpo_dpo": (PURPLE, "D"),
     "global_rm": (GREEN, "o"),
     "local_rm": (ORANGE, "s"),
     "dpo_rm": (BLUE, "^"),
@@ -73,8 +74,8 @@ MARKS = {  # colour and marker of every policy, reward model and arm
     "offline_all_one_hot": (ORANGE, "v"),
     "offline_proper": (BLUE, "x"),
     "offline_matched": (PURPLE, "D"),
-    "online_population_sft": (SKY, "s"),
-    "online_population_dpo": (PURPLE, "s"),
+    "online_population_sft": (SKY, "P"),
+    "online_population_dpo": (BLUE, "s"),
     "mlp_two_stage": (BLUE, "s"),
     "mlp_offline": (VERMILION, "^"),
     "mlp_dpo": (ORANGE, "v"),
@@ -114,6 +115,7 @@ RC: Any = {
     "savefig.dpi": 200,
 }
 WIDTH = 3.7  # inches, one panel
+PAD = 0.07  # inches around a panel
 LEGEND_DROP = 0.42  # inches from the axis to the legend below it
 SUBTITLE, SUBTITLE_WIDTH = 6.8, 62  # points; characters a line
 
@@ -166,7 +168,9 @@ def two_line_title(ax: Axes, title: str) -> None:
     ax.set_title(first, pad=5 + 9.5 * len(lines))
     if lines:
         text = "\n".join(lines)
-        ax.text(0.0, 1.015, text, transform=ax.transAxes, fontsize=SUBTITLE, va="bottom")
+        ax.annotate(
+            text, (0.0, 1.0), (0.0, 3.0), "axes fraction", "offset points", fontsize=SUBTITLE
+        )
 
 
 def panel_svg(panel: Panel) -> str:
@@ -185,15 +189,34 @@ def picture_files(picture: Picture) -> dict[str, bytes]:
 
 
 def _figure(panels: Sequence[Panel]) -> Figure:
-    """Panels side by side, at most two in a row."""
+    """Panels side by side, at most two in a row, each as tall and laid out as if it were alone."""
     across = min(len(panels), 2)
-    down = -(-len(panels) // across)
-    heights = [max(p.height for p in panels[i * across : (i + 1) * across]) for i in range(down)]
-    figure = Figure(figsize=(WIDTH * across, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(down, across, height_ratios=heights)
-    for i, panel in enumerate(panels):
-        panel.draw(figure.add_subplot(grid[i // across, i % across]))
+    rows = [panels[i : i + across] for i in range(0, len(panels), across)]
+    heights = [max(panel.height for panel in row) for row in rows]
+    width, height = WIDTH * across, sum(heights)
+    figure = Figure(figsize=(width, height))
+    for i, row in enumerate(rows):
+        top = height - sum(heights[:i])
+        for j, panel in enumerate(row):
+            left, bottom, wide, high = _place(panel)
+            left, bottom = WIDTH * j + left, top - panel.height + bottom
+            bounds = (left / width, bottom / height, wide / width, high / height)
+            panel.draw(figure.add_axes(bounds))
     return figure
+
+
+def _place(panel: Panel) -> tuple[float, float, float, float]:
+    """(left, bottom, width, height) in inches of a panel's axes where nothing is cut off.
+
+    Rounded, because the last bits of the layout differ from run to run.
+    """
+    engine = ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD)
+    figure = Figure(figsize=(WIDTH, panel.height), layout=engine, dpi=RC["savefig.dpi"])
+    ax = figure.add_subplot()
+    panel.draw(ax)
+    engine.execute(figure)
+    left, bottom, wide, high = (round(edge, 4) for edge in ax.get_position().bounds)
+    return left * WIDTH, bottom * panel.height, wide * WIDTH, high * panel.height
 
 
 def _svg(figure: Figure, *, transparent: bool) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paper_figures.efficiency import map_panels, targets_panel
+from paper_figures.efficiency import targets_panel
+from paper_figures.efficiency_map import map_panels, settings_panel
 from paper_figures.overview import central_words, first_kind, overview
 from paper_figures.prose import ABSENT, number
 from paper_figures.style import Panel, Picture, label
 from paper_figures.sweep_axes import AXES, tracks
 from paper_figures.sweep_findings import findings, pair_sentences
 from paper_figures.sweep_panels import (
-    ARM_GROUPS,
     MAIN,
+    NETWORKS,
+    ONLINE,
     arm_order,
+    arms_panel,
     best_of_panel,
     gap_panel,
     has,
@@ -23,7 +26,7 @@ from paper_figures.sweep_panels import (
 )
 from paper_figures.sweep_records import CHOSEN, HINDSIGHT, Cell, SweepRecord
 from paper_figures.sweep_scatter import complexity_panel, ratio_panel
-from paper_figures.sweep_stats import centre, kinds, level
+from paper_figures.sweep_stats import centre, kinds, level, settings_of
 from paper_figures.sweep_words import family_words, setting_words, varied
 
 KL_CAPTION = (
@@ -72,6 +75,7 @@ def sweep_groups(sweep: SweepRecord) -> tuple[Group, ...]:
         _ratio_group(sweep),
         _gap_group(sweep.cells),
         _scatter_group(sweep.cells),
+        _arms_group(sweep.cells),
         _other_group(sweep.cells),
     )
     return tuple(g for g in whole if g.sentences or g.picture or g.more)
@@ -101,34 +105,50 @@ def _group(
 
 
 def _pairs_group(sweep: SweepRecord) -> Group:
-    """KL against N at each family's centre: the main arms; the other arms folded away."""
-    shown, more = [], []
+    """KL against N at each family's centre, the arms of the two roads."""
+    shown = []
     for kind in kinds(sweep.cells):
         rows = centre(sweep.cells, kind)
-        for name, words, arms in ARM_GROUPS:
-            here = has(rows, arms)
-            if len(rows) < 2 or (name != "main" and set(here) <= set(MAIN)):
-                continue
-            title = _centre_title(kind, rows, words)
-            panel = level_panel(rows, here, title=title, name=slug("sweep-kl", kind, name))
-            (shown if name == "main" else more).append(panel)
+        if len(rows) > 1 and (here := has(rows, MAIN)):
+            title = f"{family_words(kind)}\n{setting_words(rows[0].place, central_words(rows[0]))}"
+            shown.append(level_panel(rows, here, title=title, name=slug("sweep-kl", kind)))
     return _group(
-        "sweep-pairs", "KL against the number of pairs", shown, more, KL_CAPTION,
+        "sweep-pairs", "KL against the number of pairs", shown, (), KL_CAPTION,
         pair_sentences(sweep.cells),
     )  # fmt: skip
 
 
-def _centre_title(kind: str, rows: Sequence[Cell], words: str = "") -> str:
-    place = setting_words(rows[0].place, central_words(rows[0]))
-    return f"{family_words(kind)}{', ' + words if words else ''}\n{place}"
+def _arms_group(cells: Sequence[Cell]) -> Group:
+    """Online DPO and networks, in every setting where they were run."""
+    shown = []
+    for name, words, arms in (("online", "Online DPO", ONLINE), ("nets", "Networks", NETWORKS)):
+        for setting, rows in settings_of(cells).items():
+            with_it = [cell for cell in rows if set(cell.arms) & (set(arms) - set(MAIN))]
+            if not with_it:
+                continue
+            place = setting_words(rows[0].place)
+            title = f"{words}: {family_words(rows[0].kind)}\n{place}"
+            at = slug("sweep-arms", name, *(value for _, value in setting))
+            if len(with_it) > 1:
+                shown.append(level_panel(with_it, arms, title=title, name=at))
+            else:
+                words_n = f"{title}, N = {with_it[0].n_pairs}"
+                shown.append(arms_panel(with_it[0], arms, title=words_n, name=at))
+    return _group("sweep-arms", "Online DPO and small networks", shown, (), KL_CAPTION)
 
 
 def _ratio_group(sweep: SweepRecord) -> Group:
     ratios = sweep.ratios or ()
     first = targets_panel(sweep.cells, ratios, "sweep-ratio-targets")
     maps = map_panels(sweep.cells, ratios, "sweep-ratio-map")
-    shown = [panel for panel in (first, *maps[:1]) if panel is not None]
-    return _group("sweep-efficiency", "How many times the pairs", shown, maps[1:], RATIO_CAPTION)
+    main = first_kind(sweep.cells)
+    rows = [
+        settings_panel(sweep.cells, ratios, kind, "sweep-ratio-map")
+        for kind in (main, *(kind for kind in kinds(sweep.cells) if kind != main))
+    ]
+    whole = [panel for panel in (*maps, *rows) if panel is not None]
+    shown = [panel for panel in (first, *whole[:1]) if panel is not None]
+    return _group("sweep-efficiency", "How many times the pairs", shown, whole[1:], RATIO_CAPTION)
 
 
 def _gap_group(cells: Sequence[Cell]) -> Group:

@@ -18,6 +18,7 @@ COMPLEXITY_KEYS = {  # the setting that moves a family's own complexity
     "lookup": "bits",
     "rouge": "reference",
 }
+CLASSES = {"true": 0, "full": 2}  # the order of reward classes
 SAME = "uniform"  # pairs that the reference does not decide
 COVERAGES = (SAME, "on_policy", "narrow")
 
@@ -103,7 +104,7 @@ AXES = (
     ),
     Axis(
         "sharpness", "Sharpness of the reward", _setting("sharpness"), lambda _: ("sharpness",),
-        unit="standard deviation of the reward / beta",
+        unit="standard deviation of the reward (reward units)",
     ),
     Axis(
         "coverage", "Coverage of the pairs", _coordinate("coverage"), lambda _: ("coverage",),
@@ -148,7 +149,8 @@ def tracks(cells: Sequence[Cell], axis: Axis) -> list[Track]:
         line[at] = cell
     found = []
     for group, lines in groups.items():
-        long = {key: line for key, line in sorted(lines.items()) if len(line) > 1}
+        order = sorted(lines, key=lambda key: (key[0], CLASSES.get(key[1], 1), key[1]))
+        long = {key: lines[key] for key in order if len(lines[key]) > 1}
         if long:
             found.append(Track(axis, rests[group], long))
     centres = {kind: centre(cells, kind)[0].setting for kind in {c.kind for c in cells}}

@@ -20,7 +20,7 @@ from paper_figures.sweep_stats import (
     kinds,
     level,
 )
-from paper_figures.sweep_words import family_words, setting_words, varied
+from paper_figures.sweep_words import family_words, setting_words, short_words, varied
 
 MOST_NAMED = 8
 ROUNDING = 1e-6  # nats; a gap below it is one of rounding
@@ -144,13 +144,20 @@ def _where_not(cells: Sequence[Cell]) -> list[str]:
     )
     if not closed:
         return [said]
-    names = varied(cell.place for cell in cells)
     closed.sort(key=lambda row: row[1].value)
-    parts = [
-        f"{', '.join(filter(None, [family_words(c.kind), setting_words(c.place, names)]))}, "
-        f"N = {c.n_pairs}: {number(mean.value, sign=True)}"
-        for c, mean in closed[:MOST_NAMED]
-    ]
-    rest = len(closed) - len(parts)
-    more = f"; and {plural(rest, 'other')}" if rest else ""
-    return [f"{said} Not better in: {'; '.join(parts)}{more}."]
+    places: dict[tuple, list[tuple[Cell, Mean]]] = {}
+    for cell, mean in closed:
+        places.setdefault(cell.setting, []).append((cell, mean))
+    names = varied(cell.place for cell in cells)
+    parts = [_closed_words(rows, names) for rows in list(places.values())[:MOST_NAMED]]
+    rest = len(places) - len(parts)
+    more = f"; and {plural(rest, 'other setting')}" if rest else ""
+    return [said, f"Not better in (lowest gap in nats): {'; '.join(parts)}{more}."]
+
+
+def _closed_words(rows: Sequence[tuple[Cell, Mean]], names: set[str]) -> str:
+    """One setting, the N where two-stage is not better, and the lowest gap."""
+    cell, lowest = rows[0]
+    words = ", ".join(filter(None, [short_words(cell.kind), setting_words(cell.place, names)]))
+    ns = listing([str(n) for n in sorted(c.n_pairs for c, _ in rows)])
+    return f"{words}, N = {ns} ({number(lowest.value, sign=True)})"

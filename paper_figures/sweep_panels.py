@@ -49,7 +49,6 @@ NETWORKS = (
     FIRST, "mlp_two_stage", "mlp_offline", "mlp_dpo", "transformer_two_stage",
     "transformer_offline", "transformer_dpo",
 )  # fmt: skip
-ARM_GROUPS = (("main", "", MAIN), ("online", "online DPO", ONLINE), ("nets", "networks", NETWORKS))
 UNITS = {  # measure: axis, whether it is drawn on a log scale
     "kl": ("KL to the optimum (nats)", True),
     "regret": ("regret (reward units)", True),
@@ -100,11 +99,7 @@ def level_panel(
 ) -> Panel:
     """A measure against N, one line an arm. cells: of one setting. width: legend columns."""
     unit, log = UNITS[measure]
-    lines = [
-        line
-        for arm in sorted(has(cells, arms), key=arm_order)
-        if (line := _level_line(cells, arm, measure)).at
-    ]
+    lines = [line for arm in has(cells, arms) if (line := _level_line(cells, arm, measure)).at]
 
     def draw(ax: Axes) -> None:
         for i, line in enumerate(lines):
@@ -129,6 +124,31 @@ def level_panel(
     )
     height = 2.6 + 0.17 * -(-len(lines) // width)
     return Panel(name, draw, f"{unit} against N, {flat(title)}. {said}", height)
+
+
+def arms_panel(cell: Cell, arms: Sequence[str], *, title: str, name: str) -> Panel:
+    """The KL of every arm at one N: one row an arm."""
+    unit, _ = UNITS["kl"]
+    found = [(arm, mean) for arm in has([cell], arms) if (mean := level(cell, arm)) is not None]
+
+    def draw(ax: Axes) -> None:
+        for i, (arm, mean) in enumerate(found):
+            colour, marker = mark(arm)
+            ax.errorbar(
+                mean.value, i, xerr=mean.half or 0.0, color=colour, marker=marker, capsize=2.0
+            )
+            beside = level(cell, arm, HINDSIGHT)
+            if beside is not None:
+                ax.plot(beside.value, i + 0.22, marker, color=colour, mfc="none", ms=3.6, mew=0.8)
+        ax.set_yticks(range(len(found)), [label(arm) for arm, _ in found])
+        ax.set_ylim(len(found) - 0.5, -0.6)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlim(left=0.0)
+        ax.set_xlabel(unit)
+        two_line_title(ax, title)
+
+    said = "; ".join(f"{label(arm)}: {said_mean(mean)}" for arm, mean in found)
+    return Panel(name, draw, f"{unit}, {flat(title)}. {said}", height=1.2 + 0.3 * len(found))
 
 
 def _level_line(cells: Sequence[Cell], arm: str, measure: str) -> Line:
@@ -169,7 +189,8 @@ def track_lines(track: Track) -> list[Line]:
         for arm in (ALL, PROPER, MATCHED):
             lines.append(gap_line(track.lines[middle, ""], arm, label(arm), mark(arm)))
     else:
-        shown = spread_out(track.ns, len(N_LOOKS))
+        whole = [n for n in track.ns if len(track.lines[n, ""]) == track.length]
+        shown = spread_out(whole, len(N_LOOKS))
         for n, look in zip(shown, N_LOOKS, strict=False):
             lines.append(gap_line(track.lines[n, ""], ALL, f"N = {n}", look))
         same = f"matched, N = {middle}"
@@ -238,7 +259,7 @@ def lines_panel(
 def best_of_panel(cell: Cell, arms: Sequence[str], title: str, name: str) -> Panel | None:
     """Best-of-N from the reference by each arm's own score; None where no cell has a curve."""
     lines = []
-    for arm in sorted(has([cell], arms), key=arm_order):
+    for arm in has([cell], arms):
         fits = [cell.fits.get((arm, choice)) for choice in CHOICES]
         first = fits[0]
         if first is None or first.best_of_n is None:

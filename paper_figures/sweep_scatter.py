@@ -146,14 +146,18 @@ def ratio_panel(cells: Sequence[Cell], scale: str, name: str) -> Panel | None:
 
 
 def common_n(cells: Sequence[Cell]) -> int:
-    """The N at which the most families, then the most settings were run; 0 without cells."""
+    """The N at which the most families, then the most settings were run; 0 without cells.
+
+    Among equals the middle one.
+    """
     ns = sorted({cell.n_pairs for cell in cells})
 
     def rank(n: int) -> tuple[int, int]:
         here = [cell for cell in cells if cell.n_pairs == n]
         return len({cell.kind for cell in here}), len(here)
 
-    return max(ns, key=rank) if ns else 0
+    best = [n for n in ns if rank(n) == max(map(rank, ns))]
+    return best[len(best) // 2] if best else 0
 
 
 def family_legend(ax: Axes, looks: dict[str, tuple[str, str]], shown: set[str]) -> None:

@@ -52,7 +52,16 @@ def test_numbers_in_prose_follow_the_records(page: str) -> None:
     assert "8 min 1 s" in page
 
 
-def test_a_twin_that_holds_is_shouted_about(demo: Path, edit_json: Edit) -> None:
+@pytest.fixture
+def checks_alone(demo: Path) -> Path:
+    """A demo folder without the sweep and the study."""
+    for name in ("sweep", "study"):
+        shutil.rmtree(demo / name)
+    return demo
+
+
+def test_a_twin_that_holds_is_shouted_about(checks_alone: Path, edit_json: Edit) -> None:
+    demo = checks_alone
     edit_json(demo / "check.json", lambda body: body[0]["twins"][0].update(holds=True))
     folder = load_folder(demo)
     assert "not to be trusted" in check_summary(folder.checks or ())
@@ -178,8 +187,9 @@ def test_the_sweep_is_grouped_and_its_sentences_are_generated(page: str) -> None
 
 
 def test_several_twins_of_a_claim_are_folded_but_one_that_holds_is_not(
-    demo: Path, edit_json: Edit
+    checks_alone: Path, edit_json: Edit
 ) -> None:
+    demo = checks_alone
     twin = {"assumption": "another", "violation": 0.5, "holds": False}
 
     def three(body: Any) -> None:
@@ -192,9 +202,8 @@ def test_several_twins_of_a_claim_are_folded_but_one_that_holds_is_not(
     assert cell.index("a third: 0.500 nats, holds, although") < cell.index("<details")
 
 
-def test_predictions_of_other_figures_stand_as_not_measured(demo: Path) -> None:
-    shutil.rmtree(demo / "study")
-    shutil.rmtree(demo / "sweep")
+def test_predictions_of_other_figures_stand_as_not_measured(checks_alone: Path) -> None:
+    demo = checks_alone
     rows = load_predictions(demo / "predictions.json")
     other = [
         replace(

@@ -159,7 +159,7 @@ def test_the_two_readings_of_a_shorter_horizon(
     assert panels[0] is not None
     assert panels[1] is not None
     assert ", 4: +0.100" in panels[0].alt
-    assert bars(panels[1]) == ["verifier sees tokens as ids", "verifier sees bits"]
+    assert bars(panels[1]) == ["verifier sees bits", "verifier sees tokens as ids"]
 
 
 def test_with_several_n_each_is_a_line_and_the_matched_class_is_one(
@@ -286,8 +286,7 @@ def test_sentences_say_how_much_and_where_not(
     assert "Walsh polynomial 5 [3.3, 7.5] (KL 0.25)" in text
     assert "No ratio within the N that were run: lookup table." in text
     assert "two-stage is better beyond the 95% interval in 2, offline learning over all" in text
-    assert "in 1. Not better in: lookup table" in text
-    assert "N = 256: \u22120.100" in text
+    assert "in 1. Not better in (lowest gap in nats): lookup table, N = 256 (\u22120.100)." in text
 
 
 def test_a_sweep_without_offline_arms_still_has_levels(sweep_of: Cells) -> None:
@@ -304,3 +303,30 @@ def test_words() -> None:
     assert in_order(["narrow", "uniform", "on_policy"]) == ["uniform", "on_policy", "narrow"]
     assert in_order([8.0, 2.0]) == [2.0, 8.0]
     assert spread_out([64, 16, 1024, 256, 4096], 3) == [16, 256, 4096]
+
+
+def test_online_and_network_arms_are_shown_where_they_were_run(sweep_of: Cells) -> None:
+    sweep = sweep_of(
+        *({"n_pairs": n, "arms": ARMS | {"online_dpo_sft": 0.4}} for n in (64, 256)),
+        {"noise": 0.1, "arms": {"two_stage": 0.2, "mlp_offline": 0.5}},
+    )
+    (group,) = (group for group in sweep_groups(sweep) if group.name == "sweep-arms")
+    assert group.picture is not None
+    online, nets = group.picture.panels
+    assert bars(online) == [label(arm) for arm in ("two_stage", "offline_all", "online_dpo_sft")]
+    assert "MLP: offline: 0.500" in nets.alt
+    assert [text.get_text() for text in drawn(nets).get_yticklabels()][-1] == "MLP: offline"
+
+
+def test_lines_of_n_are_those_with_the_whole_axis(
+    sweep_of: Cells, sweep_tools: SimpleNamespace
+) -> None:
+    sweep = sweep_of(
+        *({"settings": walsh(sweep_tools, sharpness=s), "n_pairs": n}
+          for s, ns in ((1.0, (64, 128, 256)), (2.0, (64, 128, 256)), (4.0, (64, 256)))
+          for n in ns)
+    )  # fmt: skip
+    (track,) = tracks(sweep.cells, BY_NAME["sharpness"])
+    panel = gap_panel(track)
+    assert panel is not None
+    assert bars(panel)[:2] == ["N = 64", "N = 256"]
