@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from theory.errors import InputError
 from theory.families import Rouge
 from theory.forecast import forecast, read_task
 from theory.operators import best_of_n, temper, win_rate
@@ -175,6 +176,11 @@ def test_fig7_without_added_prompts_is_no_change_at_all():
     (quantity,) = fig7.read(task(), TINY, result).quantities
     np.testing.assert_array_equal(quantity.values, 0.0)
     assert (result.win_rate["online_dpo_sft"] != result.win_rate["sft"]).any()
+
+
+def test_fig7_needs_prompts_to_test_on():
+    with pytest.raises(InputError, match="2 paired and 2 added of 4 prompts"):
+        fig7.Prompts(MIXED, paired=2, added=2)
 
 
 def test_fig8_learns_nothing_from_data_without_any_width():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from theory.errors import InputError
 from theory.tasks import Task, WalshTask
 from theory.toy import Report, Toy, ToyConfig, World, policy_basis, run_replicates, walsh_worlds
 from theory.twins import words
@@ -35,6 +36,13 @@ class Prompts:
     """Prompts added to online DPO, with as many rows each as the paired ones have on average."""
     policy_degree: int = 2
     """Policies are the reference plus Walsh polynomials of this degree, shared by prompts."""
+
+    def __post_init__(self) -> None:
+        if self.paired < 1 or self.added < 0 or self.tested < 1:
+            raise InputError(
+                f"{self.paired} paired and {self.added} added of {2**self.task.prompt_bits} prompts "
+                "leave none to test"
+            )
 
     @property
     def factor(self) -> float:

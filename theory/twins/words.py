@@ -53,7 +53,8 @@ def of_task(task: Task, config: ToyConfig) -> tuple[str, ...]:
 def own_tasks(spec: WalshTask, config: ToyConfig) -> str:
     """What is drawn for figures with trees of their own."""
     return (
-        f"a Walsh task of its own for each replicate, not the exported one: {spec.prompt_bits} "
+        f"a Walsh task of its own for each replicate (seeds {spec.seed} to "
+        f"{spec.seed + config.replicates - 1}), not the exported one: {spec.prompt_bits} "
         f"prompt bits, {spec.completion_bits} completion bits, gold reward of degree "
         f"{spec.degree} and sharpness {spec.sharpness:g}, reference share "
         f"{spec.reference_share:g}; {pairs_of_reference(config)}"
