@@ -40,8 +40,8 @@ class Prompts:
     def __post_init__(self) -> None:
         if self.paired < 1 or self.added < 0 or self.tested < 1:
             raise InputError(
-                f"{self.paired} paired and {self.added} added of {2**self.task.prompt_bits} prompts "
-                "leave none to test"
+                f"{self.paired} paired and {self.added} added of {2**self.task.prompt_bits} "
+                "prompts leave none to test"
             )
 
     @property
