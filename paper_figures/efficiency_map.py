@@ -23,7 +23,7 @@ from paper_figures.prose import ABSENT
 from paper_figures.style import Panel, two_line_title
 from paper_figures.sweep_records import Cell, Ratio
 from paper_figures.sweep_stats import centre, kinds
-from paper_figures.sweep_words import COMPLEXITIES, USUAL, family_words, setting_words, value_words
+from paper_figures.sweep_words import COMPLEXITIES, apart, family_words, setting_words, value_words
 
 LABEL_WIDTH = 24  # characters of a line of a row's label
 MAP_INK = "#101418"  # on the pale cells of the map, in a light page and in a dark one
@@ -138,15 +138,6 @@ def settings_panel(
     said = "; ".join(f"{words}, KL {t:.2g}: {ratio_words(row)}" for (words, t), row in grid.items())
     alt = f"{title.replace(chr(10), ', ')}. {said}"
     return Panel(f"{name}-{kind}-settings", draw, alt, height=1.1 + 0.29 * len(names))
-
-
-def apart(setting: dict[str, Any], here: dict[str, Any]) -> str:
-    """What sets a setting apart from `here`, in words; '' where nothing does."""
-    other = {k: v for k, v in setting.items() if k in here and v != here[k]}
-    usual = {k: v for k, v in other.items() if k in USUAL and v == USUAL[k]}
-    words = [setting_words({k: v for k, v in other.items() if k not in usual})]
-    words += [f"usual {key.replace('_', ' ')}" for key in usual]
-    return ", ".join(filter(None, words))
 
 
 def _centre_words(here: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from paper_figures.sweep_stats import (
     kinds,
     level,
 )
-from paper_figures.sweep_words import family_words, setting_words, short_words, varied
+from paper_figures.sweep_words import apart, family_words, setting_words, short_words
 
 MOST_NAMED = 8
 ROUNDING = 1e-6  # nats; a gap below it is one of rounding
@@ -148,16 +148,19 @@ def _where_not(cells: Sequence[Cell]) -> list[str]:
     places: dict[tuple, list[tuple[Cell, Mean]]] = {}
     for cell, mean in closed:
         places.setdefault(cell.setting, []).append((cell, mean))
-    names = varied(cell.place for cell in cells)
-    parts = [_closed_words(rows, names) for rows in list(places.values())[:MOST_NAMED]]
+    here = {kind: centre(cells, kind)[0].place for kind in kinds(cells)}
+    parts = [_closed_words(rows, here) for rows in list(places.values())[:MOST_NAMED]]
     rest = len(places) - len(parts)
     more = f"; and {plural(rest, 'other setting')}" if rest else ""
     return [said, f"Not better in (lowest gap in nats): {'; '.join(parts)}{more}."]
 
 
-def _closed_words(rows: Sequence[tuple[Cell, Mean]], names: set[str]) -> str:
-    """One setting, the N where two-stage is not better, and the lowest gap."""
+def _closed_words(rows: Sequence[tuple[Cell, Mean]], here: dict[str, dict]) -> str:
+    """One setting, the N where two-stage is not better, and the lowest gap.
+
+    here: each family's centre; a setting is named by what sets it apart from that.
+    """
     cell, lowest = rows[0]
-    words = ", ".join(filter(None, [short_words(cell.kind), setting_words(cell.place, names)]))
+    words = ", ".join(filter(None, [short_words(cell.kind), apart(cell.place, here[cell.kind])]))
     ns = listing([str(n) for n in sorted(c.n_pairs for c, _ in rows)])
     return f"{words}, N = {ns} ({number(lowest.value, sign=True)})"

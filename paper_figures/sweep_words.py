@@ -99,6 +99,15 @@ def setting_words(place: Mapping[str, Any], only: Collection[str] | None = None)
     )
 
 
+def apart(setting: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What sets a setting apart from `here`, in words; '' where nothing does."""
+    other = {k: v for k, v in setting.items() if k in here and v != here[k]}
+    usual = {k: v for k, v in other.items() if k in USUAL and v == USUAL[k]}
+    words = [setting_words({k: v for k, v in other.items() if k not in usual})]
+    words += [f"usual {key.replace('_', ' ')}" for key in usual]
+    return ", ".join(filter(None, words))
+
+
 def varied(places: Iterable[Mapping[str, Any]]) -> set[str]:
     """The coordinates that do not have one value in all places."""
     seen: dict[str, set] = {}

@@ -26,7 +26,6 @@ from paper_figures.efficiency import (
 )
 from paper_figures.efficiency_map import (
     MAP_NONE,
-    apart,
     map_colour,
     map_panels,
     map_words,
@@ -34,6 +33,7 @@ from paper_figures.efficiency_map import (
 )
 from paper_figures.style import Panel
 from paper_figures.sweep_records import Ratio, SweepRecord, load_ratios, load_sweep
+from paper_figures.sweep_words import apart
 
 ARMS = {"two_stage": 0.2, "offline_all": 0.8}
 NEITHER = "neither arm reaches it"
