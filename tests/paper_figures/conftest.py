@@ -73,12 +73,12 @@ def cell_rows(
     place = PLACE | changes
     settings, family = place["settings"], place["family"]
     name = COMPLEXITY[family]
-    bits = settings.get("bits", 8)
+    bits, horizon = settings.get("bits"), settings["horizon"]
     fixed = {
         "cell": f"{family}-{sorted(settings.items())}-{place['n_pairs']}",
         **place, "settings": json.dumps(settings), "sharpness": settings["sharpness"],
-        "horizon": settings["horizon"], "vocab": 2 ** (bits // settings["horizon"]),
-        "n_prompts": settings.get("prompts", 1), "n_completions": 2**bits,
+        "horizon": horizon, "vocab": 2 ** (bits // horizon) if bits else 8,
+        "n_prompts": settings.get("prompts", 1), "n_completions": 2**bits if bits else 8**horizon,
         "complexity": settings[name], "complexity_name": name,
         "verifier_walsh": 36.0 if family == "walsh" else None, "verifier_entries": 20.0,
         "generator_walsh": 144.0 if family == "walsh" else None, "generator_entries": 80.0,

@@ -330,3 +330,27 @@ def test_lines_of_n_are_those_with_the_whole_axis(
     panel = gap_panel(track)
     assert panel is not None
     assert bars(panel)[:2] == ["N = 64", "N = 256"]
+
+
+def test_a_shorter_horizon_without_bits_is_one_of_fewer_tokens_alone(
+    sweep_of: Cells, sweep_tools: SimpleNamespace
+) -> None:
+    sweep = sweep_of(
+        *(
+            {"family": "coverage", "settings": {**sweep_tools.coverage, "horizon": h}}
+            for h in (2, 3)
+        )
+    )
+    assert [t.places() for t in tracks(sweep.cells, BY_NAME["fewer-tokens"])] == [[2.0, 3.0]]
+    assert tracks(sweep.cells, BY_NAME["larger-tokens"]) == []
+
+
+def test_a_gap_whose_interval_contains_0_is_not_better(sweep_of: Cells) -> None:
+    sweep = sweep_of({})
+    first, offline = (
+        sweep.cells[0].fits[arm, "chosen"].measures["kl"] for arm in ("two_stage", "offline_all")
+    )
+    offline[:] = first + np.array([-0.1, 0.3, -0.1, 0.3])
+    text = " ".join(findings(sweep))
+    assert "in 0, offline learning over all policies in 0. Not better in" in text
+    assert "Walsh, N = 256 (+0.100)." in text
