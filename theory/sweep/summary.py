@@ -43,10 +43,7 @@ def write_efficiency(out: Path, rows: pa.Table) -> pa.Table:
 
 
 def kl_table(rows: pa.Table) -> Table:
-    """Mean KL (standard error) of each arm, one line a cell and arm.
-
-    Not converged: fits of the arm whose gradient is above its tolerance, of all of its candidates.
-    """
+    """Mean KL (standard error) of each arm, one line a cell and arm, by both choices."""
     table = Table(title="KL(P_pi || P*_r), nats (standard error over replicates)")
     for column in ("cell", "arm", "KL, chosen on held-out pairs", "KL, best in hindsight"):
         table.add_column(column, overflow="fold")
