@@ -113,6 +113,7 @@ def finish(
 ) -> None:
     """Print the table, and write the record, with further figures, whole or not at all."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     add_ratios(rows)
@@ -124,7 +125,11 @@ def finish(
         cells = [f"{ms[k]:.2f}" if ms else "-" for k in ("min", "median")]
         cells += [f"{ratio[k]:.2f}" if ratio else "-" for k in ("min", "median")]
         table.add_row(
-            line["case"], line["name"], *cells, line["note"] or line["ratio_to"], verdict(line)
+            line["case"],
+            line["name"],
+            *cells,
+            escape(line["note"] or line["ratio_to"]),
+            verdict(line),
         )
     Console(width=150).print(table)
     if out is not None:
