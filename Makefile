@@ -47,7 +47,7 @@ $(OUT)/predictions.json: $(OUT)/task.json
 
 sweep: | $(BIN)/.demo
 	@echo "== 3/5 measuring the proper-learning gap on small trees"
-	@$(PY) -m theory sweep --out $(OUT)/sweep
+	@$(PY) -m theory sweep quick --out $(OUT)/sweep
 
 study: $(OUT)/predictions.json | $(BIN)/.demo
 	@echo "== 4/5 training small GPT-NeoX models on the exported task"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import theory._x64  # noqa: F401
 from llm.losses import PairLogps, bradley_terry_loss, dpo_loss, local_loss, sft_loss
-from theory.toy import _mean_loss, _Pairs
+from theory.toy import Pairs, mean_loss
 
 
 def _numbers(seed, scale=20.0):
@@ -23,8 +23,8 @@ def _theory_loss(first, second):
     losses = []
     for a, b in zip(first.ravel(), second.ravel(), strict=True):
         index = jnp.zeros(1, dtype=jnp.int64)
-        pair = _Pairs(index, index, index + 1, jnp.ones(1))
-        losses.append(float(_mean_loss(pair, jnp.asarray([[a, b]]))))
+        pair = Pairs(index, index, index + 1, jnp.ones(1))
+        losses.append(float(mean_loss(pair, jnp.asarray([[a, b]]))))
     return np.asarray(losses).reshape(first.shape)
 
 

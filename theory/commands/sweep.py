@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -20,8 +20,9 @@ from rich.progress import (
 )
 
 from theory.errors import InputError
-from theory.sweep.cells import Cell
-from theory.sweep.grid import Grid, find_grid, load_grid
+
+if TYPE_CHECKING:
+    from theory.sweep import Cell, Grid
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Sweep:
         """0 when every cell is stored, 1 when one could not be computed."""
         from theory.sweep.data import check_memory
         from theory.sweep.files import missing, prepare
+        from theory.sweep.grid import find_grid, load_grid
 
         self._check_options()
         grid = load_grid(find_grid(self.grid))

@@ -13,8 +13,6 @@ from theory.toy.replicates import Report, run_replicates
 from theory.toy.shared_policies import policy_basis
 from theory.toy.walsh_worlds import contains_gold, task_world, walsh_worlds
 
-_Pairs, _mean_loss = Pairs, mean_loss  # the names under which other tests knew them
-
 __all__ = [
     "POLICIES",
     "REWARD_MODELS",
