@@ -236,3 +236,13 @@ def test_every_figure_from_3_to_10_has_a_twin():
     np.testing.assert_array_equal(again.sft, world.sft)
     exact = best_of_n(world.tree, world.log_reference, world.reward, 1)
     np.testing.assert_allclose(exact, world.log_reference, atol=1e-12)
+
+
+def test_what_was_chosen_after_a_first_look_is_said():
+    result = SIMULATE["fig7"](TINY)
+    assert any(
+        "after a first look" in words for words in fig7.read(task(), TINY, result).assumptions
+    )
+    graded = [words for words in FIGURES["fig4"].others if "for each further degree" in words]
+    assert len(graded) == 1
+    assert "after a first look" in graded[0]

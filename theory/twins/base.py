@@ -71,7 +71,10 @@ Read = Callable[[Task, ToyConfig, Any], Twin]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the paper: its claim, its twin, and other settings fixed before any run."""
+    """One figure of the paper: its claim, its twin, and other settings.
+
+    Assumptions, or the words of a setting, say what was chosen after a first look at results.
+    """
 
     name: str  # "fig4"
     claim: str

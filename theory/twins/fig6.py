@@ -148,11 +148,11 @@ OTHERS = {
 }
 CONTROLS = {
     "a simple verifier (the default Walsh task) and pairs made the same way, where H6 expects "
-    "a gain": partial(simulate, setting=Setting(walsh=WalshTask())),
-    "a simple verifier and the pairs of Fig. 3, where H6 expects a gain": partial(
+    "online DPO to gain": partial(simulate, setting=Setting(walsh=WalshTask())),
+    "a simple verifier and the pairs of Fig. 3, where H6 expects online DPO to gain": partial(
         simulate, setting=Setting(walsh=WalshTask(), best_and_worst=False)
     ),
-    "ROUGE-L and the pairs of Fig. 3, where H6 expects none": partial(
+    "ROUGE-L and the pairs of Fig. 3, where H6 expects online DPO not to gain": partial(
         simulate, setting=Setting(best_and_worst=False)
     ),
 }
