@@ -269,6 +269,20 @@ def test_adam_is_adam():
                 np.testing.assert_allclose(found[name][(2, 7).index(t)], part, atol=1e-9)
 
 
+def test_no_score_sees_the_size_of_what_the_transformer_writes_to_its_stream():
+    """Why a ridge shrinks these weights for nothing, and gradients stay large."""
+    network = Network("transformer", TREE, WIDTH)
+    theta = network.initial(1, policy=False)
+    theta["head"] = np.random.default_rng(2).standard_normal(WIDTH)
+    written = ("prompt", "token", "position", "mix", "down", "down_bias")
+    halved = {name: part / (2.0 if name in written else 1.0) for name, part in theta.items()}
+    scores = [network.reward(jax.tree.map(jnp.asarray, one)) for one in (theta, halved)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    halved["up"] = theta["up"] / 2.0
+    other = network.reward(jax.tree.map(jnp.asarray, halved))
+    assert np.abs(scores[0] - other).max() > 1e-2
+
+
 # --- whole arms -----------------------------------------------------------------------------------
 
 
