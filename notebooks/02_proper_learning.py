@@ -394,7 +394,7 @@ def _(Figure, Walsh, curve, interval, mo, np, quick, replace, ridges, seeds, spe
     rises, its class grows towards all rewards and the gap goes.
 
     **The verifier is too simple** (right): a reward class that does not hold the truth has a floor
-    that no data go below. Offline has none, and overtakes.
+    that no data go below. Offline has none, and is nearer at every N shown.
     """),
             _figure,
             mo.md(
