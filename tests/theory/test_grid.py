@@ -96,7 +96,9 @@ def test_every_family_is_an_axis_with_its_own_settings(family: str):
         ({"width": 0}, "width"),
         ({"sharpness": float("nan")}, "nan"),
         ({"sharpness": "high"}, "sharpness must hold finite numbers, got 'high'"),
-        ({"ridges": [0]}, "ridges must be finite and > 0"),
+        ({"ridges": [0]}, r"ridges must lie in 1e-09\.\.1e\+09, got \[0\]"),
+        ({"ridges": [1e-320]}, "ridges must lie in"),
+        ({"ridges": [1, 1e308]}, "ridges must lie in"),
         ({"seeds": []}, "seeds is an empty list"),
         ({"seeds": [1, 1]}, "twice"),
         ({"seeds": [-1]}, "seeds must be whole numbers >= 0"),
@@ -128,6 +130,29 @@ def test_a_missing_file_and_broken_toml_are_named(tmp_path: Path):
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not TOML"):
         load_grid(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ridges": [10**400]}, "ridges must hold finite numbers"),
+        ({"seeds": [10**400]}, "seeds must hold finite numbers"),
+        ({"beta": 10**400}, "beta must hold finite numbers"),
+        ({"reward_class": "degree-1" + 5000 * "0"}, "lies outside 1..4"),
+        ({"name": 230 * "a"}, "shorten the block's name"),
+    ],
+)
+def test_what_no_float_and_no_file_name_can_hold_is_refused(changes: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        parse_grid(grid(**changes))
+
+
+@pytest.mark.parametrize("value", ["1" + 5000 * "0", 5000 * "["])
+def test_toml_that_its_parser_gives_up_on_is_named(tmp_path: Path, value: str):
+    path = tmp_path / "g.toml"
+    path.write_text(f"name = {value}")
+    with pytest.raises(InputError, match="not TOML"):
+        load_grid(path)
 
 
 def test_a_cell_that_does_not_fit_is_refused_with_its_bytes():

@@ -31,6 +31,8 @@ COMPLEXITY = {  # the setting that is a family's own number of complexity
 BIT_FAMILIES = ("walsh", "sat", "lookup")  # completions are bits: R_sim may be all of one degree
 LEAST_PAIRS = 5  # of which the last fifth is held out
 MOST_PAIRS = 10**7
+MOST_DIGITS = 9  # of a degree; no tree has so many bits
+LONGEST = 240  # bytes of a file's name, with room for an ending
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Cell:
             raise InputError(f"coverage {self.coverage!r} is none of {', '.join(COVERAGES)}")
         _check_class(self)
         self.spec(max(self.seeds))
+        if len(self.file_name.encode()) > LONGEST:
+            raise InputError(
+                f"the file of cell {self.name:.60}.. would have a name of "
+                f"{len(self.file_name.encode())} bytes, at most {LONGEST}: shorten the block's name"
+            )
         if self.reference_share == 0 and self._would_be_uniform:
             raise InputError(
                 f"coverage {self.coverage!r} with reference_share 0: the reference is uniform over "
@@ -168,14 +175,18 @@ def _check_class(cell: Cell) -> None:
             f"family {cell.family!r}"
         )
     bits = dict(cell.settings)["bits"]
-    if not 1 <= int(number) <= bits:
+    if len(number) > MOST_DIGITS or not 1 <= int(number) <= bits:
         raise InputError(f"reward_class {text!r}: the degree lies outside 1..{bits}, the bits")
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite int or float."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    """Whether this is a finite int or float that float64 can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the largest float
+        return False
 
 
 def _text(value: Any) -> str:
