@@ -52,14 +52,26 @@ def run_cells(
         ray.shutdown()
 
 
-def _connect(address: str, workers: int | None) -> Any:
-    """Ray, connected. Raises InputError."""
+def check_cluster(address: str) -> None:
+    """Raise InputError if Ray is not installed or nothing answers; starts nothing."""
+    _ray()
+    if address != "local":
+        _check_address(address)
+
+
+def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
         raise InputError(
             "--cluster needs Ray, which is not installed: pip install 'all-roads[ray]'"
         ) from error
+    return ray
+
+
+def _connect(address: str, workers: int | None) -> Any:
+    """Ray, connected. Raises InputError."""
+    ray = _ray()
     variables = {**THREADS, **{k: os.environ[k] for k in PASSED_ON if k in os.environ}}
     options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
     options["logging_level"] = logging.WARNING

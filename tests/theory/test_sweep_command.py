@@ -217,6 +217,23 @@ def test_options_that_make_no_sense_exit_with_2(grid: Path, capsys, options, wor
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_leaves_no_folder(
+    tmp_path: Path, grid: Path, capsys, address: str
+):
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    assert main(["sweep", str(grid), "--out", str(out), "--cluster", address]) == 2
+    assert "--cluster" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_grid_json_nested_beyond_reading_is_refused(tmp_path: Path, grid: Path, capsys):
+    (tmp_path / "grid.json").write_text(100_000 * "[")
+    assert main(["sweep", str(grid), "--out", str(tmp_path)]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path, grid, capsys, monkeypatch):
     right = theory.sweep.run.run_cell
 

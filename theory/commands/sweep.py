@@ -60,6 +60,10 @@ class Sweep:
             check_memory(cell)
         if self.dry_run or self.out is None:
             return _dry_run(grid)
+        if self.cluster is not None:
+            from theory.cluster import check_cluster
+
+            check_cluster(self.cluster)
         prepare(self.out, grid)
         todo, torn = missing(self.out, grid)
         for line in torn:

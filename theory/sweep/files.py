@@ -130,7 +130,7 @@ def _who_made(record: Path) -> str:
     """Why a grid.json that differs from ours does."""
     try:
         body: Any = json.loads(record.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         return f"{record} is not JSON: {error}"
     version = body.get("version") if isinstance(body, dict) else None
     if version != VERSION:
