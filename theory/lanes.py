@@ -73,21 +73,19 @@ def _fma(typing, a, b, c):
 
 @intrinsic
 def _bits(typing, x):
-    make = lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(64))  # noqa: E731
-    return types.int64(types.float64), make
+    return types.int64(types.float64), lambda _, to, __, args: to.bitcast(args[0], ir.IntType(64))
 
 
 @intrinsic
 def _from_bits(typing, x):
-    make = lambda _, builder, __, args: builder.bitcast(args[0], ir.DoubleType())  # noqa: E731
-    return types.float64(types.int64), make
+    return types.float64(types.int64), lambda _, to, __, args: to.bitcast(args[0], ir.DoubleType())
 
 
 @intrinsic
 def _plus(typing, a, b):
     """a + b, in a sum that may be taken in any (fixed) order: one partial sum a lane."""
-    make = lambda _, builder, __, args: builder.fadd(*args, flags=("reassoc",))  # noqa: E731
-    return types.float64(types.float64, types.float64), make
+    double = types.float64
+    return double(double, double), lambda _, to, __, args: to.fadd(*args, flags=("reassoc",))
 
 
 def _address(context, builder, kind, array, index):
@@ -116,10 +114,9 @@ def _tile(width: int) -> Any:
     vector, int32 = ir.VectorType(ir.DoubleType(), width), ir.IntType(32)
 
     def pick(builder, a, b, half, second):
-        keep = half if second else 0
-        take = [k if (k & half) == keep else (k ^ half) + width for k in range(width)]
+        take = [(k ^ half) + width if k & half else k for k in range(width)]
         if second:  # from a the upper halves, moved down
-            take = [k | half if not k & half else k + width for k in range(width)]
+            take = [k + width if k & half else k | half for k in range(width)]
         mask = ir.Constant(ir.VectorType(int32, width), [ir.Constant(int32, k) for k in take])
         return builder.shuffle_vector(a, b, mask)
 
@@ -129,19 +126,15 @@ def _tile(width: int) -> Any:
 
         def make(context, builder, signature, args):
             def line(array, start, step, r):
-                kind = signature.args[array]
                 index = builder.add(args[start], builder.mul(args[step], args[step].type(r)))
-                where = _address(context, builder, kind, args[array], index)
+                where = _address(context, builder, signature.args[array], args[array], index)
                 return builder.bitcast(where, vector.as_pointer())
 
             rows = [builder.load(line(0, 1, 2, r), align=8) for r in range(width)]
-            half = 1
-            while half < width:
+            for half in (1, 2, 4)[: width.bit_length() - 1]:
                 for r in (r for r in range(width) if not r & half):
                     a, b = rows[r], rows[r | half]
-                    rows[r] = pick(builder, a, b, half, False)
-                    rows[r | half] = pick(builder, a, b, half, True)
-                half *= 2
+                    rows[r], rows[r | half] = (pick(builder, a, b, half, x) for x in (0, 1))
             for r in range(width):
                 builder.store(rows[r], line(3, 4, 5, r), align=8)
             return context.get_dummy_value()
@@ -159,10 +152,8 @@ _tile_8, _tile_4, _tile_2 = _tile(8), _tile(4), _tile(2)
 @_compiled
 def transpose(source, i, rows, cols, i_step, target, j, j_step):
     """target[j + c * j_step + r] = source[i + r * i_step + c]; the last tiles overlap."""
-    width = 1
-    for wider in (2, 4, 8):
-        if rows >= wider and cols >= wider:
-            width = wider
+    least = min(rows, cols)
+    width = 8 if least >= 8 else 4 if least >= 4 else 2 if least >= 2 else 1
     for row in range(0, rows, width):
         r = min(row, rows - width)
         for col in range(0, cols, width):
@@ -187,8 +178,8 @@ def _exp_coefficients(degree: int) -> list[float]:
     g interpolates at Chebyshev's points; of degree 9 it leaves exp(f) off by less than 1e-17.
     """
     series = [1.0 / math.factorial(k + 2) for k in range(20)]
-    interval = [-LN2 / 2, LN2 / 2]
-    g = np.polynomial.Chebyshev.interpolate(np.polynomial.Polynomial(series), degree, interval)
+    exact, interval = np.polynomial.Polynomial(series), [-LN2 / 2, LN2 / 2]
+    g = np.polynomial.Chebyshev.interpolate(exact, degree, interval)
     return [float(c) for c in g.convert(kind=np.polynomial.Polynomial).coef]
 
 
@@ -227,8 +218,7 @@ def log_from_one(x):
     series = _fma(_fma(_fma(2.0 / 21.0, w2, 2.0 / 19.0), w2, 2.0 / 17.0), w2, 2.0 / 15.0)
     series = _fma(_fma(_fma(series, w2, 2.0 / 13.0), w2, 2.0 / 11.0), w2, 2.0 / 9.0)
     series = _fma(_fma(_fma(series, w2, 2.0 / 7.0), w2, 2.0 / 5.0), w2, 2.0 / 3.0)
-    series = _fma(series, w2, 2.0)
-    return k * LN2_HIGH + (w * series + k * LN2_LOW)
+    return k * LN2_HIGH + (w * _fma(series, w2, 2.0) + k * LN2_LOW)
 
 
 @_inlined
@@ -280,10 +270,9 @@ def _few_tokens(q, q_low, at, policy, n, work, blocks, state, scale, value, high
     work: memory for q and then q_low with the states last, which `blocks` (2, vocab, BLOCK) is too.
     """
     _, s, s_low, hole = scale
-    vocab = blocks.shape[1]
+    vocab, bad = blocks.shape[1], 0
     after, lows = at + n * vocab, vocab * BLOCK
     block, block_low = blocks[0], blocks[1]
-    bad = 0
     transpose(q, at, n, vocab, vocab, work, 0, BLOCK)
     if q_low is not None:
         transpose(q_low, at, n, vocab, vocab, work, lows, BLOCK)
@@ -312,11 +301,10 @@ def _few_tokens(q, q_low, at, policy, n, work, blocks, state, scale, value, high
     for token in range(vocab):
         for i in range(n):
             x = block[token, i] - state[TOP + i]
-            rest = -state[LOG_SUM + i]
             if q_low is None:
-                rest = _fma(x, s_low, rest)
+                rest = _fma(x, s_low, -state[LOG_SUM + i])
             else:
-                rest += block_low[token, i] - state[TOP_LOW + i]
+                rest = block_low[token, i] - state[TOP_LOW + i] - state[LOG_SUM + i]
             block[token, i] = _fma(x, s, rest) if x > -np.inf else -np.inf
     transpose(work, 0, vocab, n, BLOCK, policy, at, vocab)
     return bad
@@ -336,9 +324,8 @@ def _many_tokens(rows, rows_low, first, out, n, state, scale, value, high, low):
         most = _from_bits(_order(place))
         if rows_low is not None:
             for token in range(vocab):
-                tied = rows[r, token] == most
-                low_place = _order(_bits(rows_low[r, token])) if tied else least
-                place_low = max(place_low, low_place)
+                tied_low = rows_low[r, token] if rows[r, token] == most else -np.inf
+                place_low = max(place_low, _order(_bits(tied_low)))
             most_low = _from_bits(_order(place_low))
         most = most if most > -np.inf else 0.0
         for token in range(vocab):
@@ -354,21 +341,18 @@ def _many_tokens(rows, rows_low, first, out, n, state, scale, value, high, low):
         most, most_low, less = state[TOP + i], state[TOP_LOW + i], -state[LOG_SUM + i]
         for token in range(vocab):
             x = rows[r, token] - most
-            rest = less
             if rows_low is None:
-                rest = _fma(x, s_low, rest)
+                rest = _fma(x, s_low, less)
             else:
-                rest += rows_low[r, token] - most_low
+                rest = less + (rows_low[r, token] - most_low)
             out[r, token] = _fma(x, s, rest) if x > -np.inf else -np.inf
     return bad
 
 
-@_compiled(
-    signature=[
-        types.intp(_read, types.none, _numbers, types.intp, _scale, *[_numbers] * 3),
-        types.intp(*[_numbers] * 3, types.intp, _scale, *[_numbers] * 3),
-    ]
-)
+_rest = (_numbers, types.intp, _scale, *[_numbers] * 3)  # what both have after q and q_low
+
+
+@_compiled(signature=[types.intp(_read, types.none, *_rest), types.intp(*[_numbers] * 2, *_rest)])
 def level(q, q_low, policy, vocab, scale, value, high, low):
     """All states of one level of some subtrees: q and policy are (states * vocab,).
 
@@ -381,8 +365,7 @@ def level(q, q_low, policy, vocab, scale, value, high, low):
     rows, out = q.reshape(-1, vocab), policy.reshape(-1, vocab)
     rows_low = None if q_low is None else q_low.reshape(-1, vocab)
     state = np.zeros(7 * BLOCK)
-    step = BLOCK if few else ROWS
-    bad = 0
+    step, bad = BLOCK if few else ROWS, 0
     for first in range(0, value.size, step):
         last = min(first + step, value.size)
         n, at = last - first, first * vocab
@@ -401,12 +384,11 @@ def masked(reward, kept, start, leaf):
     reward and leaf begin at leaf slot `start` of all prompts together. Returns how many kept
     rewards are not finite. With `kept` of size 0 all are kept.
     """
-    bad = 0
+    bad, at = 0, 0
     if kept.size == 0:
         for i in range(leaf.size):
             bad += not (abs(reward[i]) < np.inf)
             leaf[i] = reward[i]
-    at = 0
     while kept.size > 0 and at < leaf.size:
         offset = (start + at) % kept.size
         n = min(kept.size - offset, leaf.size - at)

@@ -70,6 +70,17 @@ def test_roundings_of_values_do_not_add_up(slope):
         assert np.abs(np.asarray(found) - exact).max() <= 2e-13
 
 
+@pytest.mark.parametrize("shift", [2.0**20, -(2.0**20)])
+@pytest.mark.parametrize(("vocab", "horizon"), [(2, 12), (13, 3)])
+def test_a_large_shift_costs_the_policy_no_digits(vocab, horizon, shift):
+    """Values of a million nats, of which one float would keep 1e-10: both floats must be used."""
+    tree = complete(vocab, horizon)
+    r = np.random.default_rng(0).integers(-(2**20), 2**20, size=(1, tree.n_leaves)) / 2.0**20
+    shifted = soft_value_iteration(tree, r + shift, beta=0.7)  # the sum is exact
+    for found, exact in zip(shifted.log_policy, exact_log_policy(tree, r, 0.7)[0], strict=True):
+        assert np.abs(np.asarray(found) - exact).max() <= 1e-14
+
+
 @pytest.mark.parametrize("cores", [1, 2, 5])
 @pytest.mark.parametrize(("vocab", "horizon"), [(3, 6), (13, 3)])
 @pytest.mark.parametrize("eos", [None, "t1"])
