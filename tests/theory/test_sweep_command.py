@@ -228,6 +228,13 @@ def test_a_cluster_that_does_not_answer_leaves_no_folder(
     assert not out.exists()
 
 
+def test_a_whole_file_with_rows_missing_is_refused(copy: Path, grid: Path, capsys):
+    path = sorted((copy / "cells").iterdir())[0]
+    path.write_bytes(to_bytes(pq.read_table(path).slice(0, 3)))
+    assert main(["sweep", str(grid), "--out", str(copy)]) == 2
+    assert "not one row for every arm, candidate and seed" in capsys.readouterr().err
+
+
 def test_a_grid_json_nested_beyond_reading_is_refused(tmp_path: Path, grid: Path, capsys):
     (tmp_path / "grid.json").write_text(100_000 * "[")
     assert main(["sweep", str(grid), "--out", str(tmp_path)]) == 2

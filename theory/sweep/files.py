@@ -117,6 +117,12 @@ def _check_table(path: Path, cell: Cell, table: pa.Table) -> None:
     names = table.column("cell").unique().to_pylist()
     if names != [cell.name]:
         raise InputError(f"{path}: holds the cells {names}, not {cell.name}; move it away")
+    chosen = table.filter(table.column("chosen"))
+    found = zip(chosen.column("arm").to_pylist(), chosen.column("seed").to_pylist(), strict=True)
+    whole = sorted(found) == sorted((arm, seed) for arm in cell.arms for seed in cell.seeds)
+    counts = table.column("arm").value_counts().to_pylist()
+    if not whole or any(row["counts"] % (len(cell.ridges) * len(cell.seeds)) for row in counts):
+        raise InputError(f"{path}: not one row for every arm, candidate and seed; move it away")
 
 
 def _read_text(path: Path) -> str:
