@@ -52,7 +52,7 @@ def _compiled(function: Any = None, signature: Any = None) -> Any:
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(signature, cache=True, **options)(function)
-    except RuntimeError:  # neither this folder nor the user's cache folder takes files
+    except (RuntimeError, OSError):  # no folder for the cache takes files, or its disk is full
         return numba.njit(signature, **options)(function)
 
 
