@@ -58,13 +58,18 @@ def kl_table(rows: pa.Table) -> Table:
 
 
 def ratio_table(efficiency: pa.Table) -> Table:
-    """N_offline / N_online of the first two roads, chosen on held-out pairs."""
+    """N_offline / N_online of the first two roads, chosen on held-out pairs.
+
+    Targets that neither reaches are left out; efficiency.parquet has them, and the other arms.
+    """
     table = Table(title="data efficiency: pairs that offline_all needs for each pair of two_stage")
     for column in ("family", "setting", "target, nats", "N two-stage", "N offline", "ratio (95 %)"):
         table.add_column(column, overflow="fold")
     for row in efficiency.to_pylist():
         roads = (row["offline_arm"], row["online_arm"])
         if roads != ("offline_all", "two_stage") or row["choice"] != "chosen":
+            continue
+        if row["ratio"] is None:
             continue
         numbers = [_number(row[key]) for key in ("n_online", "n_offline")]
         setting = _setting(row)
@@ -110,8 +115,6 @@ def _number(value: float | None) -> str:
 
 
 def _ratio(row: dict[str, Any]) -> str:
-    if row["ratio"] is None:
-        return row["bound"]
     if row["bound"] != "none":
         return f"{row['bound'].removeprefix('ratio is ')} {row['ratio']:.2f}"
     ends = ["?" if row[key] is None else f"{row[key]:.2f}" for key in ("low", "high")]
