@@ -161,10 +161,10 @@ def legend_below(ax: Axes, columns: int = 1, **options: Any) -> None:
     )  # fmt: skip
 
 
-def two_line_title(ax: Axes, title: str) -> None:
-    """The first line bold; the rest small, wrapped to the width of a panel."""
+def two_line_title(ax: Axes, title: str, width: int = SUBTITLE_WIDTH) -> None:
+    """The first line bold; the rest small, wrapped to the width of a panel, in characters."""
     first, _, rest = title.partition("\n")
-    lines = textwrap.wrap(rest, SUBTITLE_WIDTH)
+    lines = textwrap.wrap(rest, width)
     ax.set_title(first, pad=5 + 9.5 * len(lines))
     if lines:
         text = "\n".join(lines)

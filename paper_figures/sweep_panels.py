@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ NETWORKS = (
     FIRST, "mlp_two_stage", "mlp_offline", "mlp_dpo", "transformer_two_stage",
     "transformer_offline", "transformer_dpo",
 )  # fmt: skip
+NAME_WIDTH, NARROW = 20, 46  # characters: of an arm beside its axis; of the title above it
 UNITS = {  # measure: axis, whether it is drawn on a log scale
     "kl": ("KL to the optimum (nats)", True),
     "regret": ("regret (reward units)", True),
@@ -140,12 +142,13 @@ def arms_panel(cell: Cell, arms: Sequence[str], *, title: str, name: str) -> Pan
             beside = level(cell, arm, HINDSIGHT)
             if beside is not None:
                 ax.plot(beside.value, i + 0.22, marker, color=colour, mfc="none", ms=3.6, mew=0.8)
-        ax.set_yticks(range(len(found)), [label(arm) for arm, _ in found])
+        names = ["\n".join(textwrap.wrap(label(arm), NAME_WIDTH)) for arm, _ in found]
+        ax.set_yticks(range(len(found)), names)
         ax.set_ylim(len(found) - 0.5, -0.6)
         ax.grid(visible=False, axis="y")
         ax.set_xlim(left=0.0)
         ax.set_xlabel(unit)
-        two_line_title(ax, title)
+        two_line_title(ax, title, NARROW)
 
     said = "; ".join(f"{label(arm)}: {said_mean(mean)}" for arm, mean in found)
     return Panel(name, draw, f"{unit}, {flat(title)}. {said}", height=1.2 + 0.3 * len(found))

@@ -24,7 +24,7 @@ from paper_figures.style import (
 from paper_figures.sweep_panels import plain_log
 from paper_figures.sweep_records import Cell
 from paper_figures.sweep_stats import ALL, Mean, gap, kinds, settings_of
-from paper_figures.sweep_words import family_words, is_usual
+from paper_figures.sweep_words import family_words, is_usual, short_words
 
 LOOKS = (
     (BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"),
@@ -131,7 +131,8 @@ def ratio_panel(cells: Sequence[Cell], scale: str, name: str) -> Panel | None:
             )  # fmt: skip
         ax.axhline(0.0, color=INK, lw=0.9)
         ax.set_xscale("log")
-        plain_log(ax.xaxis, few=True)
+        ratios = [spot.ratio for spot, _ in found]
+        plain_log(ax.xaxis, few=max(ratios) < 100 * min(ratios))
         ax.set_xlabel(unit)
         ax.set_ylabel("KL gap (nats)")
         ax.set_title(f"{title}, N = {at_n}")
@@ -163,7 +164,7 @@ def common_n(cells: Sequence[Cell]) -> int:
 def family_legend(ax: Axes, looks: dict[str, tuple[str, str]], shown: set[str]) -> None:
     """One entry a family, below the axis."""
     handles = [
-        Line2D([], [], color=look[0], marker=look[1], ls="none", label=family_words(kind))
+        Line2D([], [], color=look[0], marker=look[1], ls="none", label=short_words(kind))
         for kind, look in looks.items()
         if kind in shown
     ]
