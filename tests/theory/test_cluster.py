@@ -19,6 +19,8 @@ from theory.sweep import load_grid
 from theory.sweep.files import missing, prepare, store
 
 ray = pytest.importorskip("ray", reason="the cluster needs Ray: pip install 'all-roads[ray]'")
+# Ray starts its nodes by fork and exec at once; JAX, if another test loaded it, warns of any fork.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
 
 GRID = """
 name = "cluster"
