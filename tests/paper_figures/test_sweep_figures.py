@@ -236,7 +236,7 @@ def test_verifier_against_generator(sweep_of: Cells, sweep_tools: SimpleNamespac
     assert "coverage of salient words: 20.0 and 80.0" in entries.alt
     assert "coverage" not in coefficients.alt.split("generator.", 1)[1]
     assert "Walsh polynomial: 36.0 and 144.0" in coefficients.alt
-    assert bars(entries) == ["Walsh polynomial", "coverage of salient words"]
+    assert bars(entries) == ["Walsh", "salient words"]
     assert common_n(sweep.cells) == 256
     assert ratio_panel(sweep.cells, "entries", "n") is None  # one ratio is no line
     sweep.cells[0].scales["generator_entries"] = 200.0
