@@ -12,8 +12,8 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax
 
-from theory.arms import ARMS, Outcome, soft_policy
-from theory.arms.policies import chained, live_entries, masks, normalised
+from theory.arms import ARMS, Outcome
+from theory.arms.policies import chained, live_entries, masks, normalised, soft_policies
 from theory.batch import Batch
 from theory.errors import InputError
 from theory.families import Lookup, Walsh, orthonormal
@@ -352,8 +352,9 @@ def test_the_traceable_soft_policy_is_soft_value_iteration(horizon: int):
     tree = TokenTree(tuple(map(str, range(vocab))), horizon, ("x",), (1.0,))
     r = np.random.default_rng(horizon).normal(size=(1, 16)) * 3
     expected = soft_value_iteration(tree, r, beta=1.0).log_policy
-    for level, other in zip(soft_policy(jnp.asarray(r[0] + 4.0), vocab), expected, strict=True):
-        np.testing.assert_allclose(level, other[0], atol=1e-12)
+    found = soft_policies(jnp.asarray(r + 4.0)[:, :, None], vocab)
+    for level, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(level[0, :, :, 0], other[0], atol=1e-12)
 
 
 # --- bad input ------------------------------------------------------------------------------------

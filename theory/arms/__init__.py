@@ -6,6 +6,8 @@ ARMS[name](batch, weights) -> Outcome. All arms are given the same pairs and the
 from __future__ import annotations
 
 import importlib
+from itertools import product
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,35 +15,34 @@ from jaxtyping import Float
 from theory.arms.base import Candidate, FitArm, Outcome
 from theory.arms.linear import two_stage, two_stage_full
 from theory.arms.newton import newton_linear
-from theory.arms.policies import logits_to_leaves, soft_policy
 from theory.arms.proper import offline_proper
 from theory.arms.tabular import TOLERANCE, offline_all, offline_all_one_hot, offline_matched
 from theory.batch import Batch
 
 
-def _later(module: str, name: str) -> FitArm:
-    """An arm whose module is imported when it is first called."""
+def _later(name: str, module: str, function: str, **options: Any) -> tuple[str, FitArm]:
+    """An arm and its name; its module is imported when it is first called."""
 
     def arm(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-        return getattr(importlib.import_module(f"theory.arms.{module}"), name)(batch, weights)
+        fit = getattr(importlib.import_module(f"theory.arms.{module}"), function)
+        return fit(batch, weights, **options)
 
     arm.__name__ = name
-    return arm
+    return name, arm
 
 
-ONLINE = (
-    "online_dpo_sft",
-    "online_dpo_dpo",
-    "online_population_sft",
-    "online_population_dpo",
+ONLINE = dict(
+    _later(
+        f"online_{pairs}_{start}",
+        *("online", "online_arm"),
+        from_dpo=start == "dpo",
+        population=pairs == "population",
+    )
+    for pairs, start in product(("dpo", "population"), ("sft", "dpo"))
 )
-NETWORKS = (
-    "mlp_two_stage",
-    "mlp_offline",
-    "mlp_dpo",
-    "transformer_two_stage",
-    "transformer_offline",
-    "transformer_dpo",
+NETWORKS = dict(
+    _later(f"{kind}_{road}", "network_arms", "network_arm", kind=kind, road=road)
+    for kind, road in product(("mlp", "transformer"), ("two_stage", "offline", "dpo"))
 )
 
 ARMS: dict[str, FitArm] = {
@@ -51,8 +52,8 @@ ARMS: dict[str, FitArm] = {
     "offline_all_one_hot": offline_all_one_hot,
     "offline_matched": offline_matched,
     "offline_proper": offline_proper,
-    **{name: _later("online", name) for name in ONLINE},
-    **{name: _later("network_arms", name) for name in NETWORKS},
+    **ONLINE,
+    **NETWORKS,
 }
 
 __all__ = [
@@ -61,7 +62,5 @@ __all__ = [
     "Candidate",
     "FitArm",
     "Outcome",
-    "logits_to_leaves",
     "newton_linear",
-    "soft_policy",
 ]

@@ -90,36 +90,6 @@ def network_arm(batch: Batch, weights: Float[np.ndarray, "R N"], kind: str, road
     )
 
 
-def mlp_two_stage(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The MLP as global reward model, then exact soft RL."""
-    return network_arm(batch, weights, "mlp", "two_stage")
-
-
-def mlp_offline(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The MLP as policy, by offline maximum likelihood."""
-    return network_arm(batch, weights, "mlp", "offline")
-
-
-def mlp_dpo(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The MLP as policy, by DPO from its SFT."""
-    return network_arm(batch, weights, "mlp", "dpo")
-
-
-def transformer_two_stage(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The transformer as global reward model, then exact soft RL."""
-    return network_arm(batch, weights, "transformer", "two_stage")
-
-
-def transformer_offline(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The transformer as policy, by offline maximum likelihood."""
-    return network_arm(batch, weights, "transformer", "offline")
-
-
-def transformer_dpo(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The transformer as policy, by DPO from its SFT."""
-    return network_arm(batch, weights, "transformer", "dpo")
-
-
 # --- objectives -----------------------------------------------------------------------------------
 
 

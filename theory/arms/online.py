@@ -49,26 +49,6 @@ STOPS = (5, 20, 80)  # steps after which the policy is read off
 Rows = Float[np.ndarray, "K R P L"]  # a candidate of stage one times a replicate
 
 
-def online_dpo_sft(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """Pairs drawn from the reference."""
-    return online_arm(batch, weights, from_dpo=False, population=False)
-
-
-def online_dpo_dpo(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """Pairs drawn from the offline policy."""
-    return online_arm(batch, weights, from_dpo=True, population=False)
-
-
-def online_population_sft(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The exact pair distribution of the reference."""
-    return online_arm(batch, weights, from_dpo=False, population=True)
-
-
-def online_population_dpo(batch: Batch, weights: Float[np.ndarray, "R N"]) -> Outcome:
-    """The exact pair distribution of the offline policy."""
-    return online_arm(batch, weights, from_dpo=True, population=True)
-
-
 def online_arm(
     batch: Batch, weights: Float[np.ndarray, "R N"], *, from_dpo: bool, population: bool
 ) -> Outcome:

@@ -7,7 +7,7 @@ Slots that are no completion have log P = -inf.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,26 +87,3 @@ def _logsumexp(q: Float[jax.Array, "P S V B"]) -> Float[jax.Array, "P S 1 B"]:
     top = jnp.where(top > -jnp.inf, top, 0.0)
     total = jnp.sum(jnp.exp(q - top), axis=2, keepdims=True)
     return jnp.log(jnp.where(total > 0.0, total, 1.0)) + top
-
-
-def soft_policy(leaf: Float[jax.Array, " L"], vocab: int) -> list[jax.Array]:
-    """The soft-optimal policy of one prompt of a complete tree, (S, V) a level."""
-    return [level[0, :, :, 0] for level in soft_policies(leaf[None, :, None], vocab)]
-
-
-def logits_to_leaves(bits: int, horizon: int) -> Callable[[jax.Array], jax.Array]:
-    """Logits of every (state, token) of a tree of bits, root first, to log P of completions (L,).
-
-    bits / horizon bits a token, one prompt. Traceable.
-    """
-    width = bits // horizon
-    sizes = [2 ** (width * (h + 1)) for h in range(horizon)]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    shifts = width * np.arange(horizon - 1, -1, -1)
-    path = jnp.asarray(starts[None, :] + (np.arange(2**bits)[:, None] >> shifts[None, :]))
-
-    def log_probs(logits: jax.Array) -> jax.Array:
-        log_policy = jax.nn.log_softmax(logits.reshape(-1, 2**width), axis=1)
-        return jnp.sum(log_policy.reshape(-1)[path], axis=1)
-
-    return log_probs
