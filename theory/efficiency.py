@@ -37,11 +37,7 @@ ONLINE = (
 NETWORKS = ("mlp", "transformer")
 ROADS = (  # arms that are held against each other: offline, online
     *((offline, online) for offline in OFFLINE for online in ONLINE),
-    *(
-        (f"{net}_{arm}", f"{net}_two_stage")
-        for net in ("mlp", "transformer")
-        for arm in ("offline", "dpo")
-    ),
+    *((f"{net}_{arm}", f"{net}_two_stage") for net in NETWORKS for arm in ("offline", "dpo")),
 )
 
 

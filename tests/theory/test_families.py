@@ -28,8 +28,8 @@ from theory.families import (
     Walsh,
     make,
     orthonormal,
+    walsh_reward,
 )
-from theory.sweep import true_reward
 from theory.tree import TokenTree
 
 SPECS = [
@@ -177,7 +177,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
 @given(st.integers(0, 2**40), st.integers(1, 6), st.sampled_from([1, 2, 3, 6]))
 def test_walsh_is_the_reward_of_the_sweep_bit_for_bit_at_every_horizon(seed, degree, horizon):
     truth = Walsh(bits=6, degree=degree, horizon=horizon, sharpness=1.5, seed=seed).draw()
-    np.testing.assert_array_equal(truth.reward[0], true_reward(6, degree, 1.5, seed))
+    np.testing.assert_array_equal(truth.reward[0], walsh_reward(6, degree, 1.5, seed))
     assert truth.degree == degree
     assert truth.features.shape[2] == sum(math.comb(6, j) for j in range(1, degree + 1))
     first = truth.tree.leaf_tokens(5)

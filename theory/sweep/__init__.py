@@ -7,8 +7,6 @@
 - `files`: a cell is stored whole or not at all.
 """
 
-from theory.draws import draw_pairs
-from theory.families import walsh_reward as true_reward
 from theory.sweep.cells import ARM_NAMES, Cell
 from theory.sweep.data import make_batch
 from theory.sweep.grid import Grid, find_grid, load_grid, parse_grid
@@ -19,11 +17,9 @@ __all__ = [
     "COLUMNS",
     "Cell",
     "Grid",
-    "draw_pairs",
     "find_grid",
     "load_grid",
     "make_batch",
     "parse_grid",
     "schema",
-    "true_reward",
 ]

@@ -18,7 +18,7 @@ _TEXT = {
 }
 _WHOLE = {
     *("horizon", "vocab", "n_prompts", "n_completions", "complexity", "reward_dim", "n_pairs"),
-    *("n_held", "seed", "stop", "n_parameters", "jacobian_rank"),
+    *("n_held", "width", "seed", "candidate", "stop", "n_parameters", "jacobian_rank"),
 }
 _TRUTH = {"chosen", "hindsight", "converged"}
 _LISTS = {"best_of_n": pa.list_(pa.float64()), "best_of_n_counts": pa.list_(pa.int64())}
@@ -60,5 +60,5 @@ def _field(name: str) -> pa.Field:
     elif name in _TRUTH:
         kind = pa.bool_()
     else:
-        kind = pa.int64() if name in (_WHOLE | {"width", "candidate"}) else pa.float64()
+        kind = pa.int64() if name in _WHOLE else pa.float64()
     return pa.field(name, kind, nullable=name in _MAY_BE_NULL)
