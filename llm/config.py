@@ -1,4 +1,4 @@
-"""Frozen settings of a study: the paper's Tables 2-4, changed by presets where they must be.
+"""Frozen settings of a study; the presets that fill them are in `llm.presets`.
 
 A derived value (a small model's learning rate, the number of steps) is computed, never stored.
 """
@@ -6,7 +6,8 @@ A derived value (a small model's learning rate, the number of steps) is computed
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from llm.data.config import DataConfig
@@ -14,8 +15,17 @@ from llm.errors import InputError
 
 PAPER_WIDTH = 2048  # Pythia 1.4B
 PAPER_PAIRS = 92_900  # Table 1, PFT train
-FIGURES = ("fig3", "fig9")
+FIGURES = ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10")
 DataKind = Literal["task", "text"]
+Precision = Literal["fp32", "bf16"]
+
+
+# Branches of data: pairs of two-word summaries (Fig. 5), pairs ranked by ROUGE-L (Fig. 6), pairs of
+# two SFT samples (Fig. 8); on a task, pairs on some of the prompts (Fig. 7).
+BRANCHES = ("two_word", "ranked", "narrow", "few_prompts")
+# What counts as "no gap", fixed before any run: win-rate points; Fig. 6: ROUGE-L F1. 600 prompts
+# resolve about 1.8 points (one standard error), so that no smaller margin could be decided.
+MARGINS = {"fig4": 0.02, "fig5": 0.01, "fig6": 0.01, "fig7": 0.02, "fig8": 0.02}
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class OnlineConfig:
     samples: int = 25  # K, for each preference row
     temperature: float = 0.1  # of sampling, and 1/scale of the logits in the loss (Table 3)
     pool: Literal["row", "prompt"] = "row"  # K draws a preference row, or shared by a prompt's rows
+    more_prompts: int | None = None  # SFT prompts added in Fig. 7; None = all
     batch_prompts: int = 32
 
     def __post_init__(self) -> None:
@@ -108,105 +119,102 @@ class EvalConfig:
     temperature: float = 0.01
     batch_prompts: int = 50
     score_batch: int = 64
+    pool: int = 25  # samples a prompt for best-of-N (Figs. 4 and 10), at the online temperature
+    counts: tuple[int, ...] = (1, 2, 5, 10, 25)  # N, at most `pool`
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1 or max(self.counts) > self.pool:
+            raise InputError(
+                f"evaluation setting counts = {list(self.counts)} must lie in 1..{self.pool} (pool)"
+            )
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Who compares two summaries of text (App. C.4). A task is judged by its own gold reward.
+
+    What decides a verdict and nothing else: the address, key, rate and price of an endpoint are
+    `llm.judge.endpoint.Endpoint`'s, and change no stage's address.
+    """
+
+    model: str | None = None  # of an OpenAI-compatible endpoint; None: ROUGE-L scores alone
+    both_orders: bool = True
+    max_tokens: int = 200
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that decides the numbers of a study, apart from data, tokenizer and seeds."""
+    """Everything that decides the numbers of a study, apart from data, tokenizer and seeds.
+
+    models: by size name; the first is the main size, at which every figure is measured. wide: the
+    figures that are measured at all sizes. data: the main data's limits. branches: limits of the
+    branches that read data of their own (`BRANCHES`). margins: figure -> what counts as "no gap".
+    """
 
     preset: str
-    model: ModelConfig
+    kind: DataKind
+    models: Mapping[str, ModelConfig]
     data: DataConfig
     sft: TrainConfig
     global_rm: TrainConfig
     dpo: TrainConfig  # also local reward model and online DPO: one rule for every DPO arm
+    branches: Mapping[str, DataConfig] = field(default_factory=dict)
+    wide: tuple[str, ...] = ("fig4",)
     dpo_beta: float = 0.05
-    local_beta: float | None = None  # None: 1/H of the data (Table 4: 1/53)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
-    sft_seed: int = 0  # one SFT model, shared by the seeds of everything after it
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    precision: Precision = "fp32"
+    sft_seed: int = 0  # one SFT model a size, shared by the seeds of everything after it
     judges_text: bool = False  # whether a verdict on real text may stand at this size
+    margins: Mapping[str, float] = field(default_factory=lambda: dict(MARGINS))
 
     def __post_init__(self) -> None:
-        for name in ("dpo_beta", "local_beta"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"study setting {name} = {value} must be > 0 (beta, KL weight)")
+        if not self.models:
+            raise InputError("a study needs at least one model size")
+        if not self.dpo_beta > 0:
+            raise InputError(f"study setting dpo_beta = {self.dpo_beta} must be > 0 (KL weight)")
+        for figure, margin in self.margins.items():
+            if figure not in FIGURES or not margin > 0:
+                raise InputError(f"study setting margins[{figure!r}] = {margin!r} must be > 0")
+        unknown = set(self.branches) - set(BRANCHES)
+        if unknown:
+            raise InputError(f"unknown branch {min(unknown)!r}; known: {', '.join(BRANCHES)}")
 
     @property
-    def beta_of_local(self) -> float:
-        """The constant that scales the local reward model's log-probability: 1/H."""
-        return self.local_beta or 1.0 / self.data.max_completion_tokens
+    def main(self) -> str:
+        """The main size."""
+        return next(iter(self.models))
+
+    def sizes(self, figure: str) -> tuple[str, ...]:
+        """The sizes at which a figure is measured."""
+        return tuple(self.models) if figure in self.wide else (self.main,)
+
+    def branch_of(self, figure: str) -> str:
+        """The branch of data that a figure trains on; "" is the main one."""
+        if figure == "fig7":  # a task's pairs stand on some prompts only; text has enough others
+            return "few_prompts" if self.kind == "task" else ""
+        return {"fig5": "two_word", "fig6": "ranked", "fig8": "narrow"}.get(figure, "")
+
+    def limits(self, branch: str) -> DataConfig:
+        """The data limits of a branch: its own, or the main data's."""
+        return self.branches.get(branch, self.data)
+
+    def local_beta(self, branch: str) -> float:
+        """The constant that scales the local reward model's log-probability: 1/H (Table 4)."""
+        eos = self.kind == "task"  # a task's horizon does not count the EOS that ends it
+        return 1.0 / (self.limits(branch).max_completion_tokens - eos)
 
     def to_json(self) -> dict[str, Any]:
         """The whole configuration as plain JSON values."""
         return asdict(self)
 
 
-def _sft(batch_size: int, **changes: Any) -> TrainConfig:
-    """SFT, on which the paper's tables are silent: its rate and schedule are the reward model's."""
-    return TrainConfig(batch_size, 3e-6, 128, "cosine", **changes)
-
-
-def _global_rm(batch_size: int, **changes: Any) -> TrainConfig:
-    """Table 2."""
-    return TrainConfig(batch_size, 3e-6, 64, "cosine", **changes)
-
-
-def _dpo(batch_size: int, **changes: Any) -> TrainConfig:
-    """Table 3, and with another beta Table 4."""
-    return TrainConfig(batch_size, 3e-7, 128, "linear", **changes)
-
-
-def _tiny(kind: DataKind) -> StudyConfig:
-    """Minutes on two CPU cores. SFT starts from random weights, hence its own fixed rate."""
-    if kind == "task":
-        model = ModelConfig(hidden_size=64, layers=2, heads=2, max_positions=64)
-        data = DataConfig(n_sft=4096, n_pairs=1024, n_validation_pairs=1024)
-        sft_batch, rm_batch, dpo_batch = 32, 8, 16
-    else:
-        model = ModelConfig(hidden_size=32, layers=2, heads=1, max_positions=704)
-        data = DataConfig(n_sft=1500, n_pairs=6000, n_validation_pairs=400, n_test=200)
-        sft_batch, rm_batch, dpo_batch = 16, 16, 32
-    pool: Literal["row", "prompt"] = "row" if kind == "task" else "prompt"
-    online = OnlineConfig(samples=8, pool=pool, batch_prompts=8 if kind == "text" else 128)
-    order: Literal["row", "prompt"] = pool  # text: what rows share is computed once a step
-    sft = _sft(sft_batch, fixed_rate=3e-3)
-    global_rm, dpo = _global_rm(rm_batch, order=order), _dpo(dpo_batch, order=order)
-    return StudyConfig("tiny", model, data, sft, global_rm, dpo, online=online)
-
-
-def _small(kind: DataKind) -> StudyConfig:
-    """Hours on two CPU cores, minutes on a GPU; still from scratch."""
-    tiny = _tiny(kind)
-    positions = tiny.model.max_positions
-    model = ModelConfig(hidden_size=256, layers=4, heads=4, max_positions=positions)
-    sft = replace(tiny.sft, fixed_rate=1e-3, epochs=4)
-    return replace(tiny, preset="small", model=model, sft=sft, online=OnlineConfig())
-
-
-def _paper(kind: DataKind) -> StudyConfig:
-    """The paper's own setting at 1.4B: needs a GPU, the hub's model and the hub's data."""
-    model = ModelConfig(pretrained="EleutherAI/pythia-1.4b-deduped")
-    data = DataConfig(n_test=600) if kind == "text" else _tiny("task").data
-    sft = _sft(128, fixed_rate=3e-6)
-    global_rm, dpo = _global_rm(64, fixed_rate=3e-6), _dpo(128, fixed_rate=3e-7)
-    return StudyConfig("1.4b", model, data, sft, global_rm, dpo, judges_text=True)
-
-
-PRESETS = {"tiny": _tiny, "small": _small, "1.4b": _paper}
-
-
-def preset(name: str, kind: DataKind) -> StudyConfig:
-    """The configuration of a preset for a theory task or for text. Raises InputError."""
-    if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name](kind)
-
-
 def check_figures(figures: tuple[str, ...]) -> tuple[str, ...]:
-    """The figures in order, or InputError naming the unknown one."""
+    """The figures in order, each once, or InputError naming the unknown one."""
     for figure in figures:
         if figure not in FIGURES:
             raise InputError(f"unknown figure {figure!r}; known: {', '.join(FIGURES)}")
-    return tuple(figure for figure in FIGURES if figure in figures) or FIGURES
+    return tuple(figure for figure in FIGURES if figure in figures)

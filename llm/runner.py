@@ -12,10 +12,10 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from rich.progress import (
 
 from llm.graph import Stage
 from llm.records import ERROR, SCHEMA, StageKey, Store, versions
+from llm.runtime import Runtime
 
 POLL = 0.2  # seconds between looks at the workers' reports
 _reports: Any = None  # in a worker: the queue to the parent
@@ -44,8 +45,9 @@ class Plan:
     root: Path
     stages: Sequence[Stage]
     keys: dict[str, StageKey]
-    source: str
+    sources: Mapping[str, str]  # branch -> what its data stage reads
     tokenizer: str | None
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def run(plan: Plan, *, jobs: int, quiet: bool = False) -> dict[str, str]:
@@ -224,7 +226,8 @@ def execute(plan: Plan, stage: Stage, report: Callable[[float], None]) -> None:
     folder = store.partial(key)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {role: store.path(plan.keys[stage_id]) for role, stage_id in stage.inputs}
-    work = Work(stage, inputs, folder, plan.source, plan.tokenizer, report)
+    source = plan.sources.get(stage.branch, plan.sources[""])
+    work = Work(stage, inputs, folder, source, plan.tokenizer, plan.runtime, report)
     start = time.perf_counter()
     torch.manual_seed(0)
     result = KINDS[stage.kind](work)
@@ -233,7 +236,10 @@ def execute(plan: Plan, stage: Stage, report: Callable[[float], None]) -> None:
         key,
         {
             "schema": SCHEMA,
-            "stage": stage.name,
+            "stage": stage.label,
+            "name": stage.name,
+            "branch": stage.branch,
+            "size": stage.size,
             "seed": stage.seed,
             "hash": key.hash,
             "config": dict(stage.settings),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from llm.models import backbone
+from llm.models import backbone, load_policy
+from llm.runtime import Runtime
 
 ROWS = 8  # rows drawn at a time: their weights stay in the processor's cache
 SHRINK = 4  # ended rows leave the batch when they are a quarter of it
@@ -111,6 +113,25 @@ class TransformersSampler:
         if self.eos in ids:
             return Sample(tuple(ids[: ids.index(self.eos) + 1]), True)
         return Sample(tuple(ids), False)
+
+
+def open_sampler(
+    folder: Path,
+    *,
+    sampling: Mapping[str, Any],
+    words: Mapping[str, int],
+    runtime: Runtime,
+    batch_prompts: int = 32,
+    device: str = "cpu",
+) -> Sampler:
+    """The sampler that a stage's settings ask for, over the policy saved in `folder`.
+
+    sampling: {"sampler": "transformers" or "vllm", "precision"}; words: ids of "eos" and "pad".
+    """
+    model = load_policy(folder).to(device)
+    return TransformersSampler(
+        model, eos=words["eos"], pad=words["pad"], batch_prompts=batch_prompts
+    )
 
 
 class _Draws:

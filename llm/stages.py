@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llm import evaluate, online, tables
+from llm import best_of_n, evaluate, judged, online, pairs, tables
 from llm.config import ModelConfig
 from llm.data.config import DataConfig
 from llm.data.source import kind_of_source, load, open_tokenizer
@@ -180,6 +180,11 @@ def make_dpo(work: Work) -> Result:
     return _finish_policy(work, objective, _pair_rows(work, reference))
 
 
+def make_made_pairs(work: Work) -> Result:
+    """Pairs of Figs. 5, 6 and 8: written by the judge, ranked by ROUGE-L, or two SFT samples."""
+    return Result(pairs.make(work))
+
+
 def make_online_pairs(work: Work) -> Result:
     """Best and worst of K samples of the policy by the global reward model (App. C.1.1)."""
     policy = load_policy(work.inputs["policy"]).to(device()).eval()
@@ -231,6 +236,21 @@ def make_eval_dpo_rm(work: Work) -> Result:
     return Result(evaluate.local_rm(work, model, reference=reference))
 
 
+def make_pool(work: Work) -> Result:
+    """Many samples of every test prompt, for best-of-N."""
+    return Result(best_of_n.pool(work))
+
+
+def make_best_of_n(work: Work) -> Result:
+    """Best-of-N curves of one pool by one reward model."""
+    return Result(best_of_n.curve(work))
+
+
+def make_verdicts(work: Work) -> Result:
+    """The judge's verdicts on a policy's samples against the references."""
+    return Result(judged.make(work))
+
+
 KINDS: dict[str, Callable[[Work], Result]] = {
     "data": make_data,
     "sft": make_sft,
@@ -238,9 +258,13 @@ KINDS: dict[str, Callable[[Work], Result]] = {
     "global_rm": make_global_rm,
     "local_rm": make_local_rm,
     "dpo": make_dpo,
+    "made_pairs": make_made_pairs,
     "online_pairs": make_online_pairs,
     "online_dpo": make_online_dpo,
     "eval_policy": make_eval_policy,
+    "verdicts": make_verdicts,
+    "pool": make_pool,
+    "best_of_n": make_best_of_n,
     "eval_global_rm": make_eval_global_rm,
     "eval_local_rm": make_eval_local_rm,
     "eval_dpo_rm": make_eval_dpo_rm,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from llm import tables
 from llm.config import TrainConfig
 from llm.data.example import Example
 from llm.graph import Stage
+from llm.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Work:
     stage: Stage
     inputs: Mapping[str, Path]  # role -> folder of the finished stage
     folder: Path
-    source: str  # of the data, for the data stage
+    source: str  # of the branch's data, for the data stage
     tokenizer: str | None
+    runtime: Runtime = field(default_factory=Runtime)
     report: Callable[[float], None] = lambda fraction: None
 
     @property
@@ -31,8 +33,16 @@ class Work:
         """What the graph fixed for this stage."""
         return self.stage.settings
 
+    @property
+    def study(self) -> Path:
+        """The study's folder: what stages share (the store of verdicts) stands there."""
+        return self.folder.parent.parent
+
     def examples(self, part: str) -> list[Example]:
-        """Tokenised examples of the data stage."""
+        """Tokenised examples: those that the branch made itself, else those of the data stage."""
+        made = self.inputs.get("made")
+        if made is not None and (made / f"{part}.parquet").exists():
+            return _examples(made / f"{part}.parquet")
         return _examples(self.inputs["data"] / f"{part}.parquet")
 
     @property
@@ -43,7 +53,8 @@ class Work:
     @property
     def train_config(self) -> TrainConfig:
         """The stage's own training settings."""
-        return TrainConfig(**self.settings["train"])
+        settings = {k: v for k, v in self.settings["train"].items() if k != "precision"}
+        return TrainConfig(**settings)
 
     @property
     def seed(self) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from llm.commands.options import Options
 
-@dataclass(frozen=True)
-class Train:
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Options):
     """Train one model (and whatever it rests on) into a study folder.
 
     STAGE is a stage of `python -m llm study --dry-run`, with its seed: sft, global_rm[0],
@@ -22,23 +23,11 @@ class Train:
 
     stage: Annotated[str, tyro.conf.Positional]
     """The stage to train."""
-    out: Path
-    """Folder of the study."""
-    preset: str = "tiny"
-    """tiny, small, 1.4b."""
-    data: str | None = None
-    """As for `study`."""
-    tokenizer: str | None = None
-    """As for `study`."""
-    model: str | None = None
-    """As for `study`."""
-    jobs: int | None = None
-    """As for `study`."""
 
     def run(self) -> int:
         """Exit code: 0 when the model is there, 1 when a stage failed, 2 for bad input."""
         from llm.errors import InputError
-        from llm.study import Request, run_study
+        from llm.study import run_study
 
         seed = 0
         if "[" in self.stage:
@@ -46,14 +35,4 @@ class Train:
             if not digits.isdecimal():
                 raise InputError(f"stage {self.stage!r}: the seed in brackets is no number")
             seed = int(digits)
-        request = Request(
-            self.out,
-            preset=self.preset,
-            seeds=seed + 1,
-            data=self.data,
-            tokenizer=self.tokenizer,
-            model=self.model,
-            jobs=self.jobs,
-            only=self.stage,
-        )
-        return run_study(request)
+        return run_study(self.request(seeds=seed + 1, only=self.stage))

@@ -24,10 +24,20 @@ class DataConfig:
     n_pairs: int | None = None  # training comparisons
     n_validation_pairs: int | None = None  # comparisons on posts that no training stage sees
     n_test: int | None = None  # evaluation posts with their reference summary
+    prompt_end: str = "TL;DR:"  # how a text prompt ends
+    paired_prompts: float = 1.0  # the share of a task's prompts that training pairs stand on
 
     def __post_init__(self) -> None:
+        if not 0 < self.paired_prompts <= 1:
+            raise InputError(
+                f"data setting paired_prompts = {self.paired_prompts} is not in (0, 1]"
+            )
+        if not self.prompt_end.strip():
+            raise InputError("data setting prompt_end is empty")
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("prompt_end", "paired_prompts"):
+                continue
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from llm import config as configs
+from llm import presets
 from llm.__main__ import main
-from llm.config import ModelConfig, OnlineConfig
+from llm.config import ModelConfig, OnlineConfig, StudyConfig
 from llm.data.config import DataConfig
 
 
-def small(kind: str) -> configs.StudyConfig:
+def small(kind: str) -> StudyConfig:
     """Seconds on one core: a few dozen examples, a few steps a stage, checkpoints often."""
-    tiny = configs._tiny(kind)
+    tiny = presets._tiny(kind)
     if kind == "task":
         data = DataConfig(n_sft=64, n_pairs=48, n_validation_pairs=32)
     else:
@@ -24,8 +24,12 @@ def small(kind: str) -> configs.StudyConfig:
     return replace(
         tiny,
         preset="test",
-        model=ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=768),
+        models={
+            "test": ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=768),
+            "less": ModelConfig(hidden_size=16, layers=1, heads=1, max_positions=768),
+        },
         data=data,
+        branches={name: replace(data, **_own(old)) for name, old in tiny.branches.items()},
         sft=replace(tiny.sft, save_steps=1),
         dpo=replace(tiny.dpo, batch_size=4, save_steps=4),
         global_rm=replace(tiny.global_rm, batch_size=4),
@@ -33,7 +37,13 @@ def small(kind: str) -> configs.StudyConfig:
     )
 
 
-configs.PRESETS["test"] = small
+def _own(limits: DataConfig) -> dict[str, object]:
+    """What a branch's limits have of their own, sizes aside."""
+    names = ("prompt_end", "paired_prompts", "max_completion_tokens")
+    return {name: getattr(limits, name) for name in names}
+
+
+presets.PRESETS["test"] = small
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,15 +7,14 @@ import pytest
 
 from llm.config import (
     FIGURES,
-    PRESETS,
     ModelConfig,
     OnlineConfig,
     TrainConfig,
     check_figures,
-    preset,
 )
 from llm.errors import InputError
 from llm.graph import POLICIES, ancestors, build, keys
+from llm.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name in ("tiny", "small", "1.4b")])
@@ -35,7 +34,7 @@ def test_the_papers_tables():
     assert (table_3.batch_size, table_3.schedule, table_3.adam_eps) == (128, "linear", 1e-5)
     assert table_3.learning_rate(**rate) == 3e-7
     assert config.dpo_beta == 0.05
-    assert config.beta_of_local == 1 / 53
+    assert config.local_beta("") == 1 / 53
     assert (config.online.samples, config.online.temperature) == (25, 0.1)
     assert config.evaluation.temperature == 0.01
     assert (config.data.max_prompt_tokens, config.data.n_test) == (512, 600)
@@ -52,7 +51,7 @@ def test_the_papers_tables():
         lambda: OnlineConfig(samples=1),
         lambda: OnlineConfig(temperature=0.0),
         lambda: replace(preset("tiny", "task"), dpo_beta=0.0),
-        lambda: replace(preset("tiny", "task"), local_beta=-1.0),
+        lambda: replace(preset("tiny", "task"), margins={"fig5": 0.0}),
         lambda: preset("70b", "text"),
         lambda: check_figures(("fig9", "fig11")),
     ],
@@ -64,7 +63,8 @@ def test_bad_settings_are_refused(make):
 
 def test_figures_share_stages_and_addresses_follow_content():
     config = preset("tiny", "task")
-    data = {"kind": "task", "sha256": "0", "split_seed": 0}
+    one = {"kind": "task", "sha256": "0", "split_seed": 0}
+    data = dict.fromkeys(("", "two_word", "ranked", "few_prompts"), one)
     both = build(FIGURES, (0, 1), config, data)
     names = {stage.name for stage in both}
     assert {*POLICIES, "sft", "global_rm", "local_rm"} <= names

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from llm import config as configs
+from llm import presets
 from llm.__main__ import main
-from llm.config import preset
+from llm.presets import preset
 
 CLEARLY = 1.3  # the longer text has at least this many times the letters
 
@@ -36,7 +36,7 @@ def test_a_planted_preference_is_learned(tldr_dir, tmp_path, monkeypatch):
         data = replace(tiny.data, n_sft=64, n_pairs=3600, n_validation_pairs=300, n_test=10)
         return replace(tiny, preset="planted", data=data)
 
-    monkeypatch.setitem(configs.PRESETS, "planted", planted)
+    monkeypatch.setitem(presets.PRESETS, "planted", planted)
     out = tmp_path / "out"
     tokenizer = tldr_dir.parent / "tokenizer" / "20B_tokenizer.json"
     line = ["--preset", "planted", "--data", str(_planted(tldr_dir, tmp_path / "data"))]

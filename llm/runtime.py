@@ -1,0 +1,39 @@
+"""How stages run and what they may reach: nothing here decides a number, nothing here is hashed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where the judge is, how fast it may be asked, what it costs; how many GPUs a stage takes.
+
+    key_name: the environment variable that holds the API key; the key itself is never stored.
+    prices: dollars a million tokens.
+    """
+
+    base_url: str | None = None  # None: the openai library's own default
+    key_name: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    requests_per_minute: int | None = None
+    retries: int = 6
+    timeout: float = 60.0  # seconds a request
+    price_in: float = 2.5
+    price_out: float = 10.0
+    gpus: int = 1  # a training stage; more than one runs it under torchrun
+    tensor_parallel: int = 1  # vLLM
+    data_parallel: int = 1  # vLLM
+    vllm_python: str | None = None  # another environment's python that has vLLM; None: this one
+    tracker: str = "tensorboard"  # any that transformers.Trainer knows; "none"
+
+    def __post_init__(self) -> None:
+        counts = ("concurrency", "retries", "gpus", "tensor_parallel", "data_parallel")
+        for name in (*counts, "timeout"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be > 0")
+        for name in ("price_in", "price_out"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be >= 0")
