@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ from llm.errors import InputError
 WEIGHTS = "model.safetensors"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 DROPOUTS = ("hidden_dropout", "attention_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
+    """The precision of every forward: "fp32" as it stands, "bf16" by autocast over fp32 weights.
+
+    Training, references, scores and samples take the same one: bf16 log-probabilities of one text
+    differ from fp32 ones by tenths of a nat, so that a reference from another precision (or from
+    another batch shape) would start DPO away from ln 2. Raises ValueError for another name.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
 def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed: int) -> Any:
