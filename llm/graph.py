@@ -228,6 +228,8 @@ class _Road:
     def _evaluations(self, seed: int) -> Iterator[Stage]:
         for name in (*POLICIES, MORE_PROMPTS):
             yield from self._evaluation(name, seed, self._id(name, seed))
+        if self.config.kind == "task":  # its soft optimum is its own policy (Theorem 2.2): exact
+            yield from self._evaluation("local_rm_policy", seed, self._id("local_rm", seed))
         yield from self._pool("dpo", seed, self._id("dpo", seed))
         batch, config = self._scoring(), self.config
         for name in ("global_rm", "global_rm_matched"):
@@ -371,7 +373,7 @@ def _needed(stages: Sequence[Stage], figures: Sequence[str], config: StudyConfig
     for figure in figures:
         sizes = _sizes((figure,), config)
         for name in arms(figure, config).values():
-            for last in (name, f"eval_{name}", f"judge_{name}"):
+            for last in (name, f"eval_{name}", f"eval_{name}_policy", f"judge_{name}"):
                 ends |= {(last, config.branch_of(figure), size) for size in sizes}
     kinds = ("best_of_n", "eval_policy", "eval_global_rm", "eval_local_rm", "eval_dpo_rm")
     todo = [
