@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -64,6 +64,9 @@ class Measurement:
 
     low, high: the interval named by `interval`; None where there are too few seeds for one.
     within: for each seed, a (low, high) interval over prompts inside that seed, or None.
+    size: the name of the model size; None where sizes are compared or none was named.
+    seeds_to_decide, prompts_to_decide: what would decide whether it differs from 0, in a verdict
+    whether its prediction holds; None where none up to a bound would, or it is not known.
     """
 
     figure: str
@@ -79,21 +82,33 @@ class Measurement:
     within: tuple[tuple[float, float] | None, ...] | None = None
     seeds_to_decide: int | None = None
     note: str | None = None
+    size: str | None = None
+    prompts_to_decide: int | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A prediction held against a measurement."""
+    """A prediction held against a measurement.
+
+    margin: what "equal" was judged by, where the study fixed another one than the prediction.
+    hypotheses: the names of those that the quantity bears on ("H6").
+    """
 
     prediction: Prediction
     measurement: Measurement | None
     outcome: Outcome
     reason: str
     needs: str | None = None
+    margin: float | None = None
+    hypotheses: tuple[str, ...] = ()
 
 
 def judge(
-    prediction: Prediction, measurement: Measurement | None, *, too_small: str | None = None
+    prediction: Prediction,
+    measurement: Measurement | None,
+    *,
+    too_small: str | None = None,
+    margin: float | None = None,
 ) -> Verdict:
     """Hold one measurement against one prediction.
 
@@ -101,7 +116,23 @@ def judge(
     "equal" only when it lies inside the margin. Anything else is inconclusive, with what would
     decide.
     too_small: a reason why no verdict may stand here at all (a model too small for real text).
+    margin: what "equal" is judged by, in place of the prediction's own: the study's, fixed before
+    its run.
     """
+    if prediction.relation != "equal":
+        margin = None
+    elif margin is not None and not (math.isfinite(margin) and margin > 0):
+        raise RecordError(f"{prediction.quantity}: a margin must be > 0, got {margin!r}")
+    verdict = _judged(prediction, measurement, too_small, margin)
+    return replace(verdict, margin=margin)
+
+
+def _judged(
+    prediction: Prediction,
+    measurement: Measurement | None,
+    too_small: str | None,
+    margin: float | None,
+) -> Verdict:
     if too_small:
         return Verdict(prediction, measurement, "model too small to judge", too_small)
     if measurement is None:
@@ -115,19 +146,29 @@ def judge(
     if measurement.value is None or low is None or high is None:
         needs = "at least 2 seeds" if len(measurement.seeds) < 2 else None
         return Verdict(prediction, measurement, "inconclusive", "no interval to judge by", needs)
-    outcome, reason = _compare(prediction, low, high)
-    needs = None
-    if outcome == "inconclusive" and measurement.seeds_to_decide is not None:
-        needs = f"about {measurement.seeds_to_decide} seeds, if the spread stays as it is"
+    outcome, reason = _compare(prediction, low, high, margin)
+    needs = _needs(measurement) if outcome == "inconclusive" else None
     return Verdict(prediction, measurement, outcome, reason, needs)
 
 
-def _compare(prediction: Prediction, low: float, high: float) -> tuple[Outcome, str]:
+def _needs(measurement: Measurement) -> str | None:
+    """What would decide, in words; None where nothing is known."""
+    ways = []
+    if measurement.seeds_to_decide is not None:
+        ways.append(f"about {measurement.seeds_to_decide} seeds")
+    if measurement.prompts_to_decide is not None:
+        ways.append(f"about {measurement.prompts_to_decide} prompts a seed")
+    return f"{' or '.join(ways)}, if the spread stays as it is" if ways else None
+
+
+def _compare(
+    prediction: Prediction, low: float, high: float, margin: float | None
+) -> tuple[Outcome, str]:
     """The verdict for an interval [low, high] and its reason."""
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise RecordError(f"{prediction.quantity}: not an interval: [{low!r}, {high!r}]")
     if prediction.relation == "equal":
-        margin = prediction.margin or 0.0
+        margin = margin or prediction.margin or 0.0
         if -margin <= low and high <= margin:
             return "supported", f"the interval lies inside +-{margin:g}"
         if low > margin or high < -margin:
