@@ -36,6 +36,7 @@ KEYS = (
     "reference",
 )
 MASS_ERROR = 1e-9  # how far reference probabilities may sum from 1
+MAX_BYTES = 2**31  # for the features of all completions of all prompts
 LETTERS = "abcdefghijklmnop"
 
 
@@ -84,6 +85,12 @@ class WalshTask:
                 f"{power_in_words(2, bits)} leaves over all prompts, {power_in_words(2, bits, 8)} "
                 f"bytes; a task file holds at most {2**20:,} leaves"
             )
+        terms = sum(math.comb(bits, size) for size in range(1, self.degree + 1))
+        if 8 * terms * 2**bits > MAX_BYTES:
+            raise InputError(
+                f"{terms:,} terms of degree {self.degree} on {2**bits:,} leaves take "
+                f"{8 * terms * 2**bits:,} bytes, at most {MAX_BYTES:,}"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def joint_features(
 
 
 def make_task(spec: WalshTask) -> dict[str, Any]:
-    """The JSON object of a task. Numbers are rounded so that every platform writes one file."""
+    """The JSON object of a task; of degree prompt_bits + completion_bits it is a lookup table."""
     table = joint_features(spec.prompt_bits, spec.completion_bits, spec.degree)
     n_terms = table.shape[2]
     gold = table @ random_coefficients(
@@ -128,23 +135,50 @@ def make_task(spec: WalshTask) -> dict[str, Any]:
     score = (spec.reference_share * gold + spec.reference_sharpness * own) / spec.beta
     unscaled = np.exp(score - score.max(axis=1, keepdims=True))
     reference = unscaled / unscaled.sum(axis=1, keepdims=True)
-    completions = [" ".join(map(str, row)) for row in all_bits(spec.completion_bits)]
     rows = all_bits(spec.prompt_bits)
-    names = ["".join(map(str, row)) for row in rows]
+    names = tuple("".join(map(str, row)) for row in rows)
+    full = spec.degree == spec.prompt_bits + spec.completion_bits
+    return task_body(
+        family="lookup" if full else "walsh",  # all degrees: any table of rewards
+        parameters=asdict(spec),
+        tree=TokenTree(
+            ("0", "1"), spec.completion_bits, names, tuple(1.0 / len(names) for _ in names)
+        ),
+        beta=spec.beta,
+        prompt_tokens=[[f"{LETTERS[i]}{bit}" for i, bit in enumerate(row)] for row in rows],
+        completions=[" ".join(map(str, row)) for row in all_bits(spec.completion_bits)],
+        reward=gold,
+        reference=reference,
+    )
+
+
+def task_body(
+    *,
+    family: str,
+    parameters: dict[str, Any],
+    tree: TokenTree,
+    beta: float,
+    prompt_tokens: list[list[str]],
+    completions: list[str],
+    reward: Float[np.ndarray, "P L"],
+    reference: Float[np.ndarray, "P L"],
+) -> dict[str, Any]:
+    """A task.json: every completion (its tokens, in the tree's order) with its two numbers.
+
+    They are rounded, so that every platform writes one file.
+    """
+    names = list(tree.prompts)
     return {
         "schema": 1,
-        "family": "walsh",
-        "parameters": asdict(spec),
-        "tokens": ["0", "1"],
-        "horizon": spec.completion_bits,
-        "eos": None,
-        "beta": spec.beta,
-        "prompts": dict.fromkeys(names, 1.0 / len(names)),
-        "prompt_tokens": {
-            name: [f"{LETTERS[i]}{bit}" for i, bit in enumerate(row)]
-            for name, row in zip(names, rows, strict=True)
-        },
-        "reward": _named(names, completions, gold, lambda value: round(value, 10)),
+        "family": family,
+        "parameters": parameters,
+        "tokens": list(tree.tokens),
+        "horizon": tree.horizon,
+        "eos": tree.eos,
+        "beta": beta,
+        "prompts": dict(zip(names, tree.weights, strict=True)),
+        "prompt_tokens": dict(zip(names, prompt_tokens, strict=True)),
+        "reward": _named(names, completions, reward, lambda value: round(value, 10)),
         "reference": _named(names, completions, reference, lambda value: float(f"{value:.11e}")),
     }
 

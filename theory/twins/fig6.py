@@ -10,6 +10,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from theory.families import Rouge
+from theory.rouge_task import OWN_SEED, RougeTask
 from theory.tasks import Task, WalshTask
 from theory.toy import Report, Toy, ToyConfig, World, make_world, run_replicates, walsh_worlds
 from theory.twins import words
@@ -21,11 +22,8 @@ CLAIM = (
 )
 MARGIN = 0.01  # ROUGE-L F1: what counts as no improvement
 K = 25  # samples whose best and worst make a pair
-SHARE, OWN = 0.5, 1.0  # of the reference: share of the reward, sharpness of its own term
-OWN_SEED = 1_000_000  # added to a replicate's seed for the reference's own term
-
-
-ROUGE = Rouge(words=3, reference=3, prompts=16, horizon=4, sharpness=2.0)
+SHARE, OWN = RougeTask.reference_share, RougeTask.reference_sharpness  # of the SFT policy
+ROUGE = RougeTask().family()
 
 
 @dataclass(frozen=True)
