@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.stats import paired_bootstrap, seeds_to_decide, t_interval
+from llm.stats import (
+    equivalence,
+    paired_bootstrap,
+    prompts_to_decide,
+    seeds_to_decide,
+    t_interval,
+)
 
 VALUES = st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=8)
 
@@ -118,3 +124,89 @@ def test_values_that_are_no_numbers_are_refused(bad: list[float]) -> None:
         paired_bootstrap(bad, [0.0, 0.0], seed=0)
     with pytest.raises(ValueError, match="level"):
         t_interval([0.0, 1.0], level=95)
+
+
+# --- equivalence ---------------------------------------------------------------------------------
+
+
+@given(values=VALUES, margin=st.floats(0.01, 3))
+def test_the_two_one_sided_tests_say_what_the_interval_says(values: list, margin: float) -> None:
+    from scipy import stats
+
+    found, interval = equivalence(values, margin), t_interval(values)
+    assert found is not None
+    assert interval is not None
+    assert found.interval == interval
+    assert found.holds == (-margin < interval.low and interval.high < margin)
+    if np.std(values) > 1e-9:
+        tests = [
+            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(values, margin, alternative="less").pvalue,
+        ]
+        assert found.p == pytest.approx(max(tests), abs=1e-9)
+        assert found.holds == (found.p < 0.025) or found.p == pytest.approx(0.025, abs=1e-9)
+
+
+def test_no_difference_found_is_no_equivalence() -> None:
+    wide, close = [-0.3, 0.3, 0.0], [-0.001, 0.001, 0.0005]
+    interval = t_interval(wide)
+    assert interval is not None
+    assert interval.low < 0 < interval.high
+    for values, holds in ((wide, False), (close, True), ([0.0, 0.0], True), ([1.0, 1.0], False)):
+        found = equivalence(values, 0.02)
+        assert found is not None
+        assert found.holds is holds
+    assert equivalence([0.0], 0.02) is None
+    for margin in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="margin"):
+            equivalence(close, margin)
+
+
+def test_equivalence_is_wrongly_found_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    n, wrong = 2000, 0
+    for _ in range(n):
+        found = equivalence(rng.normal(0.5, 0.1, 4).tolist(), 0.5)  # at the margin: not inside
+        assert found is not None
+        wrong += found.holds
+    assert wrong / n == pytest.approx(0.025, abs=4.5 * math.sqrt(0.025 * 0.975 / n))
+
+
+# --- what would decide ---------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10_000), margin=st.sampled_from([None, 0.1, 2.0]))
+def test_the_advised_prompts_are_the_first_that_decide(seed: int, margin: float | None) -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(seed)
+    training, noise, prompts = 0.1 * rng.random(), rng.random(), 30
+    table = rng.normal(0, 0.5, prompts) + rng.normal(0.3, training, (3, 1))
+    table = table + rng.normal(0, noise, (3, prompts))
+    n = prompts_to_decide(table.tolist(), margin=margin)
+    means = table.mean(axis=1)
+    rest = table - table.mean(axis=0) - means[:, None] + table.mean()
+    within = (rest**2).sum() / (2 * (prompts - 1))
+    between = max(0.0, means.var(ddof=1) - within / prompts)
+    distance = abs(means.mean()) if margin is None else abs(margin - abs(means.mean()))
+
+    def half(k: float) -> float:
+        return float(stats.t.ppf(0.975, 2) * math.sqrt((between + within / k) / 3))
+
+    if n is None:
+        assert half(1_000_000) >= distance
+    else:
+        assert half(n) < distance
+        assert n == 2 or half(n - 1) >= distance
+
+
+def test_prompts_that_all_seeds_share_are_no_spread_and_one_seed_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0.2, 5.0, 50)  # hard and easy prompts, alike for every seed
+    apart = np.array([[0.2], [0.201], [0.199]])
+    assert prompts_to_decide((shared + apart).tolist()) == 2
+    far = shared + np.array([[2.0], [-2.0], [0.1]])  # seeds differ: no prompts help
+    assert prompts_to_decide(far.tolist()) is None
+    assert prompts_to_decide([shared.tolist()]) is None
+    with pytest.raises(ValueError, match="not paired"):
+        prompts_to_decide([[0.1, 0.2], [0.1]])
