@@ -24,6 +24,7 @@ class Runtime:
     price_in: float = 2.5
     price_out: float = 10.0
     gpus: int = 1  # a training stage; more than one runs it under torchrun
+    micro_batch: int | None = None  # rows a forward pass of training; None: the preset's
     tensor_parallel: int = 1  # vLLM
     data_parallel: int = 1  # vLLM
     vllm_python: str | None = None  # another environment's python that has vLLM; None: this one
@@ -34,6 +35,8 @@ class Runtime:
         for name in (*counts, "timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be > 0")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(f"runtime setting micro_batch = {self.micro_batch!r} must be > 0")
         for name in ("price_in", "price_out"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be >= 0")
