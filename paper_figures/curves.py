@@ -7,8 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from paper_figures.levels import stage_words
 from paper_figures.records import Stage, Study
-from paper_figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Panel, Picture, label
+from paper_figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, Panel, Picture
 
 SEED_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 CAPTION = (
@@ -18,15 +19,20 @@ CAPTION = (
 TRAINING, VALIDATION = ("loss", "train_loss"), ("eval_loss", "val_loss")
 
 
-def curves_picture(study: Study) -> Picture | None:
-    """All training curves of a study, or None where no stage kept a history."""
-    kinds = list(dict.fromkeys(stage.stage for stage in study.stages))
-    panels = []
-    for kind in kinds:
+def curves_pictures(study: Study) -> tuple[Picture, ...]:
+    """Training curves: of the main branch and size, then of all others; none without a history."""
+    kinds = dict.fromkeys((s.stage, bool(s.branch or s.size)) for s in study.stages)
+    drawn: dict[bool, list[Panel]] = {False: [], True: []}
+    for kind, other in kinds:
         stages = [s for s in study.stages if s.stage == kind and series(s.history, TRAINING)[0]]
         if stages:
-            panels.append(_panel(kind, stages))
-    return Picture("curves", "Training curves", tuple(panels), CAPTION) if panels else None
+            drawn[other].append(_panel(kind, stages))
+    named = ((False, "curves", "Training curves"), (True, "curves-more", "More training curves"))
+    return tuple(
+        Picture(name, title, tuple(drawn[other]), CAPTION)
+        for other, name, title in named
+        if drawn[other]
+    )
 
 
 def series(
@@ -45,6 +51,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _panel(kind: str, stages: Sequence[Stage]) -> Panel:
+    title = stage_words(stages[0])
+
     def draw(ax: Axes) -> None:
         for i, stage in enumerate(stages):
             colour = SEED_COLOURS[i % len(SEED_COLOURS)]
@@ -55,8 +63,8 @@ def _panel(kind: str, stages: Sequence[Stage]) -> Panel:
                 ax.plot(steps, values, color=colour, lw=1.1, ls="--")
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats)")
-        ax.set_title(label(kind))
+        ax.set_title(title)
         ax.legend(loc="best")
 
     last = "; ".join(f"{s.name} ends at {series(s.history, TRAINING)[1][-1]:.3f}" for s in stages)
-    return Panel(f"curve-{kind}", draw, f"Training loss of {label(kind)} against step. {last}", 2.1)
+    return Panel(f"curve-{kind}", draw, f"Training loss of {title} against step. {last}", 2.1)

@@ -8,11 +8,13 @@ from pathlib import PurePath
 from typing import Any
 
 from paper_figures.levels import (
-    METHODS,
-    POLICIES,
+    ARMS,
+    CONTROLLED,
+    EVALUATED,
     evaluation_stages,
-    score_name,
+    per_seed,
     stages_of,
+    where_words,
 )
 from paper_figures.prose import ABSENT, count, duration, listing, number, plural
 from paper_figures.records import Folder, Stage, Study
@@ -25,11 +27,14 @@ REFERENCE_SCORE = "reference_score"
 
 @dataclass(frozen=True)
 class LengthRow:
-    """One policy at one seed: its score beside the length and the EOS rate of its samples."""
+    """One policy at one seed: its scores beside the length and the EOS rate of its samples."""
 
     policy: str
+    where: str  # branch of data and model size, where they are not the main ones
     seed: str
-    score: str
+    win_rate: str
+    controlled: str  # the length-controlled win rate
+    rouge_l: str
     samples: str
     tokens: str
     ended: str
@@ -47,21 +52,26 @@ class SampleCard:
 
 def length_rows(study: Study) -> list[LengthRow]:
     """Mean tokens and the share that ended with EOS, for every evaluated policy and seed."""
-    score = score_name(study)
     return [
-        _length_row(policy, stage, rows, score)
-        for policy in POLICIES
+        _length_row(study, policy, stage, rows)
+        for policy in EVALUATED
         for stage in evaluation_stages(study, policy)
         if (rows := stage.samples())
     ]
 
 
-def _length_row(policy: str, stage: Stage, rows: tuple[SampleRow, ...], score: str) -> LengthRow:
+def _length_row(study: Study, policy: str, stage: Stage, rows: tuple[SampleRow, ...]) -> LengthRow:
+    def score(metric: str) -> str:
+        return number(per_seed(study, metric, policy, stage.branch, stage.size).get(stage.seed))
+
     n = len(rows)
     return LengthRow(
         policy=label(policy),
+        where=where_words(stage),
         seed=ABSENT if stage.seed is None else str(stage.seed),
-        score=number(stage.metrics.get(score)),
+        win_rate=score("win_rate"),
+        controlled=score(CONTROLLED),
+        rouge_l=score("rouge_l"),
         samples=count(n),
         tokens=number(sum(row.tokens for row in rows) / n, 1),
         ended=number(100 * sum(row.ended for row in rows) / n, 1) + " %",
@@ -69,10 +79,18 @@ def _length_row(policy: str, stage: Stage, rows: tuple[SampleRow, ...], score: s
 
 
 def sample_cards(study: Study) -> list[SampleCard]:
-    """The first prompts with what each policy wrote there, at each policy's first seed."""
+    """The first prompts with what each policy wrote there, at each policy's first seed.
+
+    On the first branch and size that was evaluated: prompts of others are not the same.
+    """
     by_policy: dict[str, dict[str, SampleRow]] = {}
-    for policy in POLICIES:
-        for stage in evaluation_stages(study, policy)[:1]:
+    stages = {policy: evaluation_stages(study, policy) for policy in EVALUATED}
+    first = next((some[0] for some in stages.values() if some), None)
+    if first is None:
+        return []
+    for policy, some in stages.items():
+        at = [s for s in some if (s.branch, s.size) == (first.branch, first.size)]
+        for stage in at[:1]:
             rows: dict[str, SampleRow] = {}
             for row in stage.samples() or ():
                 rows.setdefault(row.prompt_id, row)
@@ -216,7 +234,8 @@ def absences(folder: Folder) -> list[tuple[str, str]]:
         out.append(
             ("no evaluation samples in the study: no lengths, no EOS rates, no examples", "")
         )
-    missing = [label(name) for name in METHODS if not stages_of(study, name)]
+    wanted = dict.fromkeys(name for figure in study.figures for name in ARMS.get(figure, ()))
+    missing = [label(name) for name in wanted if not stages_of(study, name)]
     if missing:
         out.append((f"no stage in the study for {listing(missing)}", ""))
     return out

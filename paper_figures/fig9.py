@@ -6,37 +6,69 @@ from collections.abc import Sequence
 
 from paper_figures.compare import (
     DIFFERENCE_CAPTION,
-    LEVEL_CAPTION,
-    differences_panel,
+    differences_panels,
     levels_panel,
 )
-from paper_figures.levels import REWARD_MODELS, levels
+from paper_figures.levels import ARMS, levels, measured_row, size_words, sizes
+from paper_figures.prose import number, span
 from paper_figures.records import Study
-from paper_figures.style import Picture
+from paper_figures.style import Panel, Picture, label
 from theory.predictions import Verdict
 
 METRICS = (
     ("val_loss", "Validation loss", "nats per pair, each model's own class (lower is better)"),
     ("val_accuracy", "Validation accuracy", "accuracy on held-out pairs (0-1, higher is better)"),
 )
+TITLE = "Fig. 9: reward models in distribution"
+CAPTION = (
+    "Levels: dots, one for each seed; bar, their mean, with the interval where one was recorded. "
+    "Matched: batch, learning rate and schedule of the other reward models."
+)
 
 
 def fig9(study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
     """The picture, or None where there is neither a level nor a prediction to draw."""
-    rows = [row for row in verdicts if row.prediction.figure == "fig9"]
-    level_panels, difference_panels = [], []
-    for metric, title, axis in METRICS:
-        found = () if study is None else levels(study, metric, REWARD_MODELS)
-        if found:
-            level_panels.append(levels_panel(f"fig9-{metric}", title, axis, found))
-        mine = [row for row in rows if row.prediction.quantity.startswith(f"{metric}[")]
-        if mine:
-            unit = mine[0].prediction.unit
-            words = f"{title}: differences"
-            name = f"fig9-{metric}-differences"
-            difference_panels.append(differences_panel(name, words, unit, mine))
-    panels = (*level_panels, *difference_panels)
+    shown = [] if study is None else _levels(study)
+    differences = differences_panels("fig9", study, verdicts)
+    panels = (*shown, *differences)
     if not panels:
         return None
-    parts = [LEVEL_CAPTION] * bool(level_panels) + [DIFFERENCE_CAPTION] * bool(difference_panels)
-    return Picture("fig9", "Fig. 9: reward models in distribution", panels, " ".join(parts))
+    caption = " ".join([CAPTION] * bool(shown) + [DIFFERENCE_CAPTION] * bool(differences))
+    return Picture("fig9", TITLE, panels, caption)
+
+
+def _levels(study: Study) -> list[Panel]:
+    """Loss and accuracy side by side, one row of panels a size."""
+    names = ARMS["fig9"]
+    found = {
+        (metric, size): levels(study, metric, names, "fig9", size)
+        for size in sizes(study)
+        for metric, _, _ in METRICS
+    }
+    panels = []
+    for size in sizes(study):
+        end = f", {size_words(study, size)}" if size_words(study, size) else ""
+        for metric, title, axis in METRICS:
+            if rows := found[metric, size]:
+                name = f"fig9-{metric}" + (f"-{size}" if size else "")
+                every = [x for (other, _), some in found.items() if other == metric for x in some]
+                panels.append(levels_panel(name, title + end, axis, rows, beside=every))
+    return panels
+
+
+def matched_sentences(study: Study) -> list[str]:
+    """What becomes of "local is worse than global" once both are trained the same way."""
+    out = []
+    for size in sizes(study):
+        where = f" ({size_words(study, size)})" if size_words(study, size) else ""
+        for other in ("local_rm", "dpo_rm"):
+            quantity = f"val_loss[{other}] - val_loss[global_rm_matched]"
+            row = measured_row(study, "fig9", quantity, size)
+            if row is not None:
+                value = f"{number(row.value, sign=True)} {span(row.low, row.high)}".strip()
+                note = f" {row.note}" if row.note else ""
+                out.append(
+                    f"Trained like the others, the global reward model{where}: {label(other)} "
+                    f"has a validation loss {value} {row.unit} above it.{note}"
+                )
+    return out

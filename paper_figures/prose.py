@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paper_figures.style import label
+from paper_figures.style import BEST_OF_N, EXTREME, SIDES, label
 from theory.predictions import Measurement, Prediction, Verdict
 
 TOO_SMALL = "model too small to judge"
@@ -39,8 +39,28 @@ def quantity_words(text: str) -> str:
     parts = parse_quantity(text)
     if parts is None:
         return text
-    names = label(parts.first) + (f" {MINUS} {label(parts.second)}" if parts.second else "")
-    return f"{label(parts.metric)}: {names}"
+    return f"{label(parts.metric)}: {arms_words(parts)}"
+
+
+def arms_words(parts: Quantity) -> str:
+    """'DPO - SFT' with a true minus sign; what both arms share is said once."""
+    first, second = parts.first, parts.second
+    if second is None:
+        return label(first)
+    if first == f"{second}_more_prompts":
+        return f"{label(second)}: more {MINUS} same prompts"
+    for shape in (BEST_OF_N, EXTREME):
+        a, b = shape.fullmatch(first), shape.fullmatch(second)
+        if a and b and a["n"] == b["n"]:
+            return _best_of_words(a, b)
+    return f"{label(first)} {MINUS} {label(second)}"
+
+
+def _best_of_words(a: re.Match[str], b: re.Match[str]) -> str:
+    n = f", N = {a['n']}" if a["n"] else ""
+    if a.re is EXTREME:
+        return f"{a['which']} {MINUS} {b['which']} {SIDES[a['side']]}{n}"
+    return f"{label(a['source'])} samples{n}: {label(a['by'])} {MINUS} {label(b['by'])}"
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
@@ -115,6 +135,8 @@ class VerdictRow:
     reason: str
     needs: str
     paper_claim: str
+    size: str  # of the model; "" where the measurement names none
+    hypotheses: str  # "H6", or "" where the verdict names none
 
 
 def verdict_row(verdict: Verdict) -> VerdictRow:
@@ -123,7 +145,7 @@ def verdict_row(verdict: Verdict) -> VerdictRow:
     return VerdictRow(
         figure=figure_name(prediction.figure),
         quantity=prediction.quantity,
-        claim=claim_words(prediction),
+        claim=claim_words(prediction, margin_of(verdict)),
         unit=prediction.unit,
         predicted=plus_minus(prediction.value, prediction.error),
         predicted_by=predicted_by(prediction),
@@ -134,6 +156,8 @@ def verdict_row(verdict: Verdict) -> VerdictRow:
         reason=verdict.reason,
         needs=verdict.needs or ABSENT,
         paper_claim=prediction.paper_claim,
+        size="" if measured is None else measured.size or "",
+        hypotheses=", ".join(verdict.hypotheses),
     )
 
 
@@ -142,10 +166,16 @@ def figure_name(name: str) -> str:
     return f"Fig. {name[3:]}" if re.fullmatch(r"fig\d+", name) else name
 
 
-def claim_words(prediction: Prediction) -> str:
-    """The quantity and the relation that was predicted."""
-    margin = f" within {prediction.margin:g}" if prediction.margin is not None else ""
-    return f"{quantity_words(prediction.quantity)} {RELATION_WORDS[prediction.relation]}{margin}"
+def margin_of(verdict: Verdict) -> float:
+    """What counts as no difference: the study's own margin, else the prediction's; 0 for none."""
+    return verdict.margin or verdict.prediction.margin or 0.0
+
+
+def claim_words(prediction: Prediction, margin: float | None = None) -> str:
+    """The quantity and the relation that was predicted. margin: in place of the prediction's."""
+    margin = margin or prediction.margin
+    within = f" within {margin:g}" if prediction.relation == "equal" else ""
+    return f"{quantity_words(prediction.quantity)} {RELATION_WORDS[prediction.relation]}{within}"
 
 
 def predicted_by(prediction: Prediction) -> str:
@@ -179,8 +209,10 @@ def disagreements(verdicts: tuple[Verdict, ...]) -> list[str]:
 
 
 def _disagreement(verdict: Verdict) -> str:
-    what = f"{figure_name(verdict.prediction.figure)}, {claim_words(verdict.prediction)}"
     measured = verdict.measurement
+    size = f" at {measured.size}" if measured is not None and measured.size else ""
+    claim = claim_words(verdict.prediction, margin_of(verdict))
+    what = f"{figure_name(verdict.prediction.figure)}{size}, {claim}"
     if measured is None:
         return f"{what}: not measured ({verdict.reason})."
     got = (
@@ -220,6 +252,7 @@ class MeasuredRow:
     """One measured quantity in words, whether or not anything was predicted of it."""
 
     figure: str
+    size: str
     quantity: str
     value: str
     interval: str
@@ -234,6 +267,7 @@ def measured_row(measurement: Measurement) -> MeasuredRow:
     difference = " - " in measurement.quantity
     return MeasuredRow(
         figure=figure_name(measurement.figure),
+        size=measurement.size or ABSENT,
         quantity=quantity_words(measurement.quantity),
         value=number(measurement.value, sign=difference),
         interval=span(measurement.low, measurement.high, sign=difference) or ABSENT,

@@ -56,8 +56,11 @@ class Check:
 class Stage:
     """One finished stage of a study: its record.json and where it lies."""
 
-    name: str  # "dpo[0]", the key in study.json
-    stage: str
+    name: str  # "dpo.narrow@2.8b[0]", the key in study.json
+    stage: str  # the same without the seed
+    base: str  # "dpo"
+    branch: str  # of data: "narrow"; "" for the main one
+    size: str  # of the model: "2.8b"; "" for the main one
     seed: int | None
     hash: str
     config: dict[str, Any]
@@ -92,6 +95,7 @@ class Study:
     measurements: tuple[Measurement, ...] | None
     verdicts: tuple[Verdict, ...] | None
     scale_note: str | None
+    hypotheses: dict[str, str]  # name -> what it says; empty where none were written
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ def load_study(path: Path) -> Study:
         measurements=_if_there(path / "measurements.json", _measurements),
         verdicts=_if_there(verdict_file, _verdicts),
         scale_note=_if_there(verdict_file, _scale_note),
+        hypotheses=_if_there(path / "hypotheses.json", _hypotheses) or {},
     )
 
 
@@ -212,6 +217,9 @@ def load_stage(name: str, folder: Path) -> Stage:
     return Stage(
         name=name,
         stage=row.text("stage"),
+        base=row.maybe("name", str) or row.text("stage"),
+        branch=row.maybe("branch", str) or "",
+        size=row.maybe("size", str) or "",
         seed=row.maybe("seed", int),
         hash=row.text("hash"),
         config=row.table("config"),
@@ -227,6 +235,12 @@ def load_stage(name: str, folder: Path) -> Stage:
 
 def _scale_note(path: Path) -> str | None:
     return Fields(read_json(path), path).maybe("scale_note", str)
+
+
+def _hypotheses(path: Path) -> dict[str, str]:
+    rows = Fields(read_json(path), path).items("hypotheses")
+    fields = [Fields(row, path, f"hypothesis {i}") for i, row in enumerate(rows)]
+    return {row.text("name"): row.text("words") for row in fields}
 
 
 def _predictions(path: Path) -> tuple[Prediction, ...]:

@@ -12,11 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from paper_figures import evidence, prose
-from paper_figures.curves import curves_picture
+from paper_figures.curves import curves_pictures
 from paper_figures.errors import InputError
-from paper_figures.fig3 import fig3
-from paper_figures.fig9 import fig9
 from paper_figures.records import Check, Folder, load_folder
+from paper_figures.sections import figure_pictures, figure_sections
 from paper_figures.style import Picture, panel_svg, picture_files
 from paper_figures.sweep import sweep_groups, sweep_pictures, sweep_rows
 from theory.predictions import Verdict, judge
@@ -50,13 +49,11 @@ def all_verdicts(folder: Folder) -> tuple[Verdict, ...]:
 def pictures(folder: Folder) -> tuple[Picture, ...]:
     """Every picture that the folder's records can fill."""
     verdicts, study = all_verdicts(folder), folder.study
-    found = (
+    return (
         *(() if folder.sweep is None else sweep_pictures(folder.sweep)),
-        fig3(study, verdicts),
-        fig9(study, verdicts),
-        None if study is None else curves_picture(study),
+        *figure_pictures(study, verdicts),
+        *(() if study is None else curves_pictures(study)),
     )
-    return tuple(picture for picture in found if picture is not None)
 
 
 def render(folder: Folder) -> str:
@@ -92,7 +89,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "sweep_rows": [] if folder.sweep is None else sweep_rows(folder.sweep),
         "task": folder.task,
         "drawn": drawn,
-        "paper_claims": {name: _claims(verdicts, name) for name in ("fig3", "fig9")},
+        "figures": figure_sections(study, verdicts, drawn),
         "assumptions": _assumptions(verdicts),
         "disagreements": prose.disagreements(verdicts),
         "doubts": prose.doubts(predictions),
@@ -101,7 +98,6 @@ def _context(folder: Folder) -> dict[str, Any]:
         "study": study,
         "training": [] if study is None else evidence.training_sentences(study),
         "card": [] if study is None or not study.data_card else evidence.flatten(study.data_card),
-        "score_name": "" if study is None else prose.label(evidence.score_name(study)),
         "lengths": [] if study is None else evidence.length_rows(study),
         "samples": [] if study is None else evidence.sample_cards(study),
         "provenance": [] if study is None else evidence.provenance(study),
@@ -114,12 +110,6 @@ def _context(folder: Folder) -> dict[str, Any]:
 def _drawn(picture: Picture) -> Drawn:
     panels = tuple(Markup(panel_svg(panel)) for panel in picture.panels)
     return Drawn(picture.name, picture.title, panels, picture.caption)
-
-
-def _claims(verdicts: Sequence[Verdict], figure: str) -> list[str]:
-    """What the paper itself says of a figure, each sentence once."""
-    mine = (v.prediction.paper_claim for v in verdicts if v.prediction.figure == figure)
-    return list(dict.fromkeys(mine))
 
 
 def _assumptions(verdicts: Sequence[Verdict]) -> list[str]:

@@ -36,6 +36,10 @@ LABELS = {
     "global_rm": "Global RM",
     "local_rm": "Local RM",
     "dpo_rm": "DPO RM",
+    "global_rm_matched": "Global RM, matched",
+    "online_dpo_sft_more_prompts": "Online DPO (SFT), more prompts",
+    "fig3": "Fig. 3",
+    "fig5": "Fig. 5",
     "two_stage": "two-stage (reward, then soft RL)",
     "offline_all": "offline, all policies",
     "offline_all_one_hot": "offline, all policies (one-hot logits)",
@@ -57,6 +61,8 @@ LABELS = {
     "kl_to_optimum": "KL to the optimum",
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy",
+    "val_accuracy_on_dpo_pairs": "accuracy on pairs of DPO",
+    "length_controlled_win_rate": "length-controlled win rate",
     "kl": "KL to the optimum",
 }
 MARKS = {  # colour and marker of every policy, reward model and arm
@@ -68,6 +74,10 @@ MARKS = {  # colour and marker of every policy, reward model and arm
     "global_rm": (GREEN, "o"),
     "local_rm": (ORANGE, "s"),
     "dpo_rm": (BLUE, "^"),
+    "global_rm_matched": (SKY, "D"),
+    "online_dpo_sft_more_prompts": (VERMILION, "^"),
+    "fig3": (BLUE, "o"),
+    "fig5": (BLUE, "o"),
     "two_stage": (GREEN, "o"),
     "two_stage_full": (SKY, "P"),
     "offline_all": (VERMILION, "^"),
@@ -114,6 +124,9 @@ RC: Any = {
     "svg.hashsalt": "all-roads",
     "savefig.dpi": 200,
 }
+BEST_OF_N = re.compile(r"(?:best_of_(?P<n>\d+)|bon)_(?P<source>sft|dpo)_(?P<by>\w+_rm)")
+EXTREME = re.compile(r"best_of_(?P<n>\d+)_(?P<which>largest|smallest)_(?P<side>rm|policy)")
+SIDES = {"rm": "RM", "policy": "policy"}
 WIDTH = 3.7  # inches, one panel
 PAD = 0.07  # inches around a panel
 LEGEND_DROP = 0.42  # inches from the axis to the legend below it
@@ -142,6 +155,11 @@ class Picture:
 
 def label(name: str) -> str:
     """The printed name of a policy, model, arm or metric; unknown names stand as they are."""
+    if found := BEST_OF_N.fullmatch(name):
+        n = f"best of {found['n']}" if found["n"] else "best of N"
+        return f"{n} {label(found['source'])} samples by {label(found['by'])}"
+    if found := EXTREME.fullmatch(name):
+        return f"best of {found['n']} with the {found['which']} {SIDES[found['side']]}"
     return LABELS.get(name, name.replace("_", " "))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -320,6 +321,18 @@ def real_study(tmp_path: Path) -> Path:
     """A study folder alone, trained on real text with a model too small to judge."""
     note = "model too small to judge: 123,456 parameters trained on 1,500 posts"
     return make_study(tmp_path / "real", too_small=note)
+
+
+@pytest.fixture(scope="session")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of Figs. 3 to 10 at three sizes that no test changes."""
+    script = Path(__file__).with_name("whole_study.py")
+    spec = importlib.util.spec_from_file_location("whole_study", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from paper_figures.curves import curves_picture, series
+from paper_figures.curves import curves_pictures, series
 from paper_figures.evidence import length_rows, sample_cards
-from paper_figures.fig3 import fig3
 from paper_figures.fig9 import fig9
 from paper_figures.levels import POLICIES, REWARD_MODELS, evaluation_stages, levels, stages_of
+from paper_figures.policy_figures import policy_figure
 from paper_figures.records import load_folder
 from paper_figures.style import INK, panel_svg, picture_files
 
@@ -21,12 +21,12 @@ from paper_figures.style import INK, panel_svg, picture_files
 def test_levels_come_from_the_stage_records(demo: Path) -> None:
     study = load_folder(demo).study
     assert study is not None
-    by_name = {level.name: level for level in levels(study, "win_rate", POLICIES)}
+    by_name = {level.name: level for level in levels(study, "win_rate", POLICIES, "fig3")}
     assert list(by_name) == list(POLICIES)
     assert by_name["dpo"].per_seed == pytest.approx((0.60, 0.61, 0.62))
     assert by_name["online_dpo_dpo"].mean == pytest.approx(0.64)
-    assert levels(study, "val_accuracy", REWARD_MODELS)[2].mean == pytest.approx(0.62)
-    assert levels(study, "no_such_metric", POLICIES) == ()
+    assert levels(study, "val_accuracy", REWARD_MODELS, "fig9")[2].mean == pytest.approx(0.62)
+    assert levels(study, "no_such_metric", POLICIES, "fig3") == ()
 
 
 def test_a_method_takes_its_own_training_and_evaluation_alone(demo: Path) -> None:
@@ -56,13 +56,13 @@ def test_lengths_and_samples_come_from_the_evaluation(demo: Path) -> None:
 def test_figures_3_and_9(demo: Path) -> None:
     folder = load_folder(demo)
     verdicts = folder.verdicts or ()
-    third, ninth = fig3(folder.study, verdicts), fig9(folder.study, verdicts)
+    third, ninth = policy_figure("fig3", folder.study, verdicts), fig9(folder.study, verdicts)
     assert third is not None
     assert [panel.name for panel in third.panels] == ["fig3-levels", "fig3-differences"]
     assert "Online DPO (SFT) \u2212 DPO: supported" in third.panels[1].alt
     assert ninth is not None
     assert len(ninth.panels) == 4
-    assert fig3(None, ()) is None
+    assert policy_figure("fig3", None, ()) is None
     assert fig9(None, ()) is None
 
 
@@ -73,15 +73,16 @@ def test_rouge_l_stands_where_no_win_rate_was_measured(
         edit_json(record, lambda body: body.update(metrics={"rouge_l": 0.2}))
     study = load_folder(demo).study
     assert study is not None
-    picture = fig3(study, ())
+    picture = policy_figure("fig3", study, ())
     assert picture is not None
     assert [panel.name for panel in picture.panels] == ["fig3-levels"]
     assert picture.panels[0].alt.startswith("ROUGE-L of each policy")
-    assert length_rows(study)[0].score == "0.200"
+    assert length_rows(study)[0].rouge_l == "0.200"
+    assert length_rows(study)[0].win_rate == "\N{EM DASH}"
 
 
 def test_predictions_alone_make_a_figure(demo: Path) -> None:
-    third = fig3(None, load_folder(demo).verdicts or ())
+    third = policy_figure("fig3", None, load_folder(demo).verdicts or ())
     assert third is not None
     assert [panel.name for panel in third.panels] == ["fig3-differences"]
 
@@ -103,7 +104,7 @@ def test_svg_is_well_formed_deterministic_and_has_its_own_ids(demo: Path) -> Non
 
 def test_picture_files_are_the_same_bytes_every_time(demo: Path) -> None:
     folder = load_folder(demo)
-    picture = fig3(folder.study, folder.verdicts or ())
+    picture = policy_figure("fig3", folder.study, folder.verdicts or ())
     assert picture is not None
     first = picture_files(picture)
     assert first == picture_files(picture)
@@ -114,8 +115,7 @@ def test_picture_files_are_the_same_bytes_every_time(demo: Path) -> None:
 def test_curves_and_series(demo: Path) -> None:
     study = load_folder(demo).study
     assert study is not None
-    picture = curves_picture(study)
-    assert picture is not None
+    (picture,) = curves_pictures(study)
     assert len(picture.panels) == 2
     history = ({"step": 0, "loss": 1.0}, {"step": 5, "eval_loss": 2.0}, {"step": 9, "loss": None})
     assert series(history, ("loss",)) == ([0.0], [1.0])

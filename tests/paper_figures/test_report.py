@@ -89,7 +89,7 @@ def test_without_verdicts_every_prediction_stands_as_not_measured(demo: Path) ->
     shutil.rmtree(demo / "study")
     page = render(load_folder(demo))
     assert "no language-model study in this folder" in page
-    assert page.count('data-outcome="not measured"') == 7
+    assert page.count('data-outcome="not measured"') == 2 * 7  # the table, and the figures
 
 
 def test_a_study_without_predictions_still_shows_what_was_measured(
@@ -105,7 +105,7 @@ def test_a_study_without_predictions_still_shows_what_was_measured(
 
 def test_a_model_too_small_is_said_once_and_in_every_row(real_study: Path) -> None:
     page = render(load_folder(real_study))
-    assert page.count('data-outcome="model too small to judge"') == 7
+    assert page.count('data-outcome="model too small to judge"') == 2 * 7
     assert 'id="scale-note"' in page
     assert "123,456 parameters trained on 1,500 posts" in page
 
@@ -214,7 +214,7 @@ def test_predictions_of_other_figures_stand_as_not_measured(checks_alone: Path) 
     ]  # fmt: skip
     save(demo / "predictions.json", "predictions", [*rows, *other])
     page = render(load_folder(demo))
-    assert page.count('data-outcome="not measured"') == 7 + 6
+    assert page.count('data-outcome="not measured"') == 2 * (7 + 6)
     assert all(f"<div>Fig. {n}</div>" in page for n in (4, 5, 6, 7, 8, 10))
     assert "13 predictions: 13 not measured" in page
 

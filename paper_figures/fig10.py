@@ -1,0 +1,122 @@
+"""Fig. 10: best-of-N over N by three reward models, on samples of SFT and of DPO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from paper_figures.compare import DIFFERENCE_CAPTION, differences_panels
+from paper_figures.levels import (
+    REWARD_MODELS,
+    Level,
+    size_words,
+    sizes,
+    stages_of,
+    with_interval,
+)
+from paper_figures.prose import number
+from paper_figures.records import Study
+from paper_figures.style import Panel, Picture, label, legend_below, mark
+from theory.predictions import Verdict
+
+SOURCES = ("sft", "dpo")
+SCORES = ("win_rate", "rouge_l")
+TITLE = "Fig. 10: reward models out of distribution"
+CAPTION = (
+    "Best of N samples by each reward model: the mean over seeds with its 95% t interval, small "
+    "dots one for each seed. N = 1 is a random sample."
+)
+Curve = dict[int, Level]  # N -> its level
+
+
+def fig10(study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
+    """The picture, or None where there is neither a curve nor a prediction to draw."""
+    shown = [] if study is None else _curves(study)
+    differences = differences_panels("fig10", study, verdicts)
+    panels = (*shown, *differences)
+    if not panels:
+        return None
+    caption = " ".join([CAPTION] * bool(shown) + [DIFFERENCE_CAPTION] * bool(differences))
+    return Picture("fig10", TITLE, panels, caption)
+
+
+def _curves(study: Study) -> list[Panel]:
+    """One panel a source and size, on one vertical axis for each size."""
+    panels = []
+    for size in sizes(study):
+        for score in SCORES:
+            found = {source: _source(study, source, score, size) for source in SOURCES}
+            drawn = {source: curves for source, curves in found.items() if curves}
+            if drawn:
+                frame = _frame(drawn.values())
+                panels += [_panel(study, s, size, score, c, frame) for s, c in drawn.items()]
+                break
+    return panels
+
+
+def _source(study: Study, source: str, score: str, size: str) -> dict[str, Curve]:
+    curves = {rm: curve(study, f"bon_{source}_{rm}", score, size) for rm in REWARD_MODELS}
+    return {rm: found for rm, found in curves.items() if found}
+
+
+def curve(study: Study, name: str, score: str, size: str = "") -> Curve:
+    """The level at every N that was recorded, over the seeds that recorded it."""
+    values: dict[int, list[float]] = {}
+    for stage in stages_of(study, name):
+        if (stage.branch, stage.size) == ("", size):
+            for key, value in stage.metrics.items():
+                metric, at, n = key.partition("@")
+                if metric == score and at and n.isdecimal() and value is not None:
+                    values.setdefault(int(n), []).append(value)
+    return {n: with_interval(name, tuple(values[n])) for n in sorted(values)}
+
+
+def _frame(found: Iterable[dict[str, Curve]]) -> tuple[float, float]:
+    """Limits of the vertical axis around every seed of every curve."""
+    points = [one.values() for curves in found for one in curves.values()]
+    values = [value for levels in points for level in levels for value in level.per_seed]
+    pad = 0.12 * (max(values) - min(values)) or 0.05
+    return min(values) - pad, max(values) + pad
+
+
+def _panel(
+    study: Study,
+    source: str,
+    size: str,
+    score: str,
+    curves: dict[str, Curve],
+    frame: tuple[float, float],
+) -> Panel:
+    words = size_words(study, size)
+    title = f"Samples of {label(source)}" + (f", {words}" if words else "")
+
+    def draw(ax: Axes) -> None:
+        for i, (rm, found) in enumerate(curves.items()):
+            colour, marker = mark(rm)
+            spread = 1.025 ** (i - (len(curves) - 1) / 2)
+            xs = [n * spread for n in found]
+            ax.plot(xs, [p.mean for p in found.values()], marker, ls="-", color=colour,
+                    label=label(rm))  # fmt: skip
+            for x, level in zip(xs, found.values(), strict=True):
+                if level.low is not None and level.high is not None:
+                    ax.plot([x, x], [level.low, level.high], color=colour, lw=1.0)
+                seeds = [x] * len(level.per_seed)
+                ax.plot(seeds, level.per_seed, ".", color=colour, ms=3, alpha=0.6)
+        counts = sorted({n for found in curves.values() for n in found})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(counts, [str(n) for n in counts])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_ylim(*frame)
+        ax.set_xlabel("N")
+        ax.set_ylabel(f"{label(score)} of the best of N (0-1)")
+        ax.set_title(title)
+        legend_below(ax, 3)
+
+    ends = "; ".join(
+        f"{label(rm)} {number(found[max(found)].mean)} at N = {max(found)}"
+        for rm, found in curves.items()
+    )
+    name = f"fig10-{source}" + (f"-{size}" if size else "")
+    return Panel(name, draw, f"{title}: {label(score)} of the best of N. {ends}", 2.7)

@@ -1,0 +1,95 @@
+"""Figs. 3 to 10 as sections of the report: claim, hypothesis, picture and verdicts of each one."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from paper_figures import prose
+from paper_figures.fig4 import TITLE as FIG4
+from paper_figures.fig4 import fig4
+from paper_figures.fig9 import TITLE as FIG9
+from paper_figures.fig9 import fig9, matched_sentences
+from paper_figures.fig10 import TITLE as FIG10
+from paper_figures.fig10 import fig10
+from paper_figures.policy_figures import TITLES, policy_figure
+from paper_figures.records import Study
+from paper_figures.style import Picture
+from theory.predictions import Verdict
+
+ALL_TITLES = TITLES | {"fig4": FIG4, "fig9": FIG9, "fig10": FIG10}
+FIGURES = tuple(f"fig{n}" for n in range(3, 11))
+
+
+@dataclass(frozen=True)
+class FigureLine:
+    """One verdict of a figure, in a line."""
+
+    claim: str
+    numbers: str
+    outcome: str
+    needs: str
+
+
+@dataclass(frozen=True)
+class FigureSection:
+    """What the report says of one figure."""
+
+    name: str
+    title: str
+    drawn: bool
+    claims: tuple[str, ...]  # the paper's, each once
+    hypotheses: tuple[tuple[str, str], ...]  # (name, what it says or "")
+    lines: tuple[FigureLine, ...]
+    sentences: tuple[str, ...]  # what was measured beside the predictions
+
+
+def figure_pictures(study: Study | None, verdicts: Sequence[Verdict]) -> tuple[Picture, ...]:
+    """Every figure of the paper that the records can fill, in the paper's order."""
+    found = [_picture(figure, study, verdicts) for figure in FIGURES]
+    return tuple(picture for picture in found if picture is not None)
+
+
+def _picture(figure: str, study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
+    own = {"fig4": fig4, "fig9": fig9, "fig10": fig10}
+    if figure in own:
+        return own[figure](study, verdicts)
+    return policy_figure(figure, study, verdicts)
+
+
+def figure_sections(
+    study: Study | None, verdicts: Sequence[Verdict], drawn: Container[str]
+) -> list[FigureSection]:
+    """The figures with anything to show, and those that the study was asked for."""
+    asked = () if study is None else study.figures
+    wanted = [figure for figure in FIGURES if figure in drawn or figure in asked]
+    return [_section(figure, study, verdicts, figure in drawn) for figure in wanted]
+
+
+def _section(
+    figure: str, study: Study | None, verdicts: Sequence[Verdict], drawn: bool
+) -> FigureSection:
+    mine = [verdict for verdict in verdicts if verdict.prediction.figure == figure]
+    names = dict.fromkeys(name for verdict in mine for name in verdict.hypotheses)
+    words = {} if study is None else study.hypotheses
+    matched = matched_sentences(study) if study is not None and figure == "fig9" else []
+    return FigureSection(
+        name=figure,
+        title=ALL_TITLES[figure],
+        drawn=drawn,
+        claims=tuple(dict.fromkeys(verdict.prediction.paper_claim for verdict in mine)),
+        hypotheses=tuple((name, words.get(name, "")) for name in names),
+        lines=tuple(_line(verdict) for verdict in mine),
+        sentences=tuple(matched),
+    )
+
+
+def _line(verdict: Verdict) -> FigureLine:
+    row = prose.verdict_row(verdict)
+    measured = f"{row.measured} {row.interval}".strip()
+    return FigureLine(
+        claim=row.claim + (f", {row.size}" if row.size else ""),
+        numbers=f"predicted {row.predicted}, measured {measured}",
+        outcome=row.outcome,
+        needs="" if row.needs == prose.ABSENT else row.needs,
+    )
