@@ -1,4 +1,4 @@
-"""`python -m theory`: check | solve | diagnose | sweep | task | forecast."""
+"""`python -m theory`: check | solve | diagnose | sweep | task | forecast | exact."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from theory.commands.check import Check
 from theory.commands.diagnose import Diagnose
+from theory.commands.exact import Exact
 from theory.commands.forecast import Forecast
 from theory.commands.solve import Solve
 from theory.commands.sweep import Sweep
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Task, tyro.conf.subcommand("task")]
     | Annotated[Forecast, tyro.conf.subcommand("forecast")]
+    | Annotated[Exact, tyro.conf.subcommand("exact")]
 )
 
 
