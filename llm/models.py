@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -105,9 +107,15 @@ def pretrained_shape(config: ModelConfig) -> Any:
         raise InputError(f"--model {name}: cannot be loaded: {first}") from error
 
 
-def save_policy(model: PreTrainedModel, folder: Path) -> None:
-    """Weights as safetensors and the configuration, readable by `load_policy` and transformers."""
-    model.save_pretrained(folder)
+def save_policy(
+    model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Weights as safetensors and the configuration, readable by `load_policy` and transformers.
+
+    The weights stay fp32, so that a stage starts from exactly what the one before ended with.
+    state: `whole_state` of a model that is split over processes.
+    """
+    model.save_pretrained(folder, state_dict=None if state is None else dict(state))
 
 
 def load_policy(folder: Path) -> Any:
@@ -117,9 +125,26 @@ def load_policy(folder: Path) -> Any:
     )
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU, gathered where they are split over processes; every process calls."""
+    return {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()
+
+
 def backbone(model: nn.Module) -> nn.Module:
     """The transformer under the output head (gpt_neox for GPT-NeoX, model for Llama, ...)."""
     return getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Class names of a policy's or reward model's layers: what FSDP splits one at a time."""
+    trunk = model.trunk if isinstance(model, RewardModel) else model
+    return sorted(getattr(trunk, "_no_split_modules", None) or [])
 
 
 class RewardModel(nn.Module):
@@ -140,17 +165,18 @@ class RewardModel(nn.Module):
             self.head.bias.zero_()
 
     def reward(self, hidden: Tensor) -> Tensor:
-        """hidden: (rows, width) -> (rows,) reward, in fp32."""
-        return self.head(hidden.float()).squeeze(-1)
+        """hidden: (rows, width) -> (rows,) reward, in fp32: bf16 would tie samples that differ."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float()).squeeze(-1)
 
 
-def save_reward_model(model: RewardModel, folder: Path) -> None:
+def save_reward_model(
+    model: RewardModel, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
     """All weights in one safetensors file, beside the trunk's configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = dict(whole_state(model) if state is None else state)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     model.config.save_pretrained(folder)
 
 
@@ -162,10 +188,11 @@ def load_reward_model(folder: Path) -> RewardModel:
     return model
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module | Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes and bytes of all parameters: equal weights, equal digest."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
     summary = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         header = json.dumps([name, list(tensor.shape), str(tensor.dtype)])
         summary.update(header.encode())
         summary.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

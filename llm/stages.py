@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,20 +23,23 @@ from llm.models import (
     save_policy,
     save_reward_model,
     weights_digest,
+    whole_state,
 )
+from llm.objectives import Objective, PolicyObjective, RewardObjective, Row, SupervisedObjective
 from llm.records import write_json
-from llm.train import (
-    Objective,
-    PolicyObjective,
-    RewardObjective,
-    Row,
-    SupervisedObjective,
-    score,
-    train,
+from llm.reference import (
+    check_reference_mark,
+    check_reference_sample,
+    read_reference,
+    write_reference_mark,
 )
+from llm.train import is_main, processes, score, train
 from llm.work import Work
 
 PARTS = ("sft", "pairs", "validation_pairs", "test")
+SHARDED_FROM = (
+    2e9  # parameters: 16 bytes each (weights, gradients, two moments) leave little of 80 GB
+)
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,22 @@ def make_data(work: Work) -> Result:
 # --- training ------------------------------------------------------------------------------------
 
 
+def _precision(work: Work) -> str:
+    """Of every forward pass of this stage."""
+    settings = work.settings
+    return settings["train"]["precision"] if "train" in settings else settings["precision"]
+
+
 def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dict[str, Any]]:
     """Run the loop on the stage's rows; the history and the metrics that every stage has."""
     config = work.train_config
     width = int(objective.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    parameters = sum(p.numel() for p in objective.model.parameters())
     # online arms may have dropped rows: every stage on preferences counts the data set's pairs
     examples = len(rows) if work.stage.kind == "sft" else len(work.examples("pairs"))
     rate = config.learning_rate(width=width, examples=examples)
     history = train(
-        objective.to(device()),
+        objective,
         rows,
         config,
         learning_rate=rate,
@@ -93,6 +102,10 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
         seed=work.seed,
         folder=work.folder / "checkpoints",
         report=work.report,
+        accumulation=_accumulation(work),
+        shard=processes() > 1 and parameters >= SHARDED_FROM,
+        tracker=work.runtime.tracker,
+        tracker_folder=work.study / "tracker" / work.stage.id,
     )
     metrics = {
         "examples": len(rows),
@@ -102,15 +115,27 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
         "batch_size": config.batch_size,
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
-        "parameters": sum(p.numel() for p in objective.model.parameters()),
+        "parameters": parameters,
     }
     return history, metrics
 
 
-def _finish_policy(work: Work, objective: Objective, rows: list[Row]) -> Result:
+def _accumulation(work: Work) -> int | None:
+    """Micro-batches a step and process, where the machine's memory asks for a number of its own."""
+    rows = work.runtime.micro_batch
+    return None if rows is None else -(-work.train_config.batch_size // (rows * processes()))
+
+
+def _finish(
+    work: Work, objective: Objective, rows: list[Row], save: Callable[..., None] = save_policy
+) -> Result:
+    """Train, gather the weights where they are split, and write them once."""
     history, metrics = _train(work, objective, rows)
-    save_policy(objective.model, work.folder)  # type: ignore[arg-type]
-    return Result(metrics, history, weights_digest(objective.model))
+    state = whole_state(objective.model)
+    if not is_main():
+        return Result(metrics, history)
+    save(objective.model, work.folder, state)
+    return Result(metrics, history, weights_digest(state))
 
 
 def _pair_rows(work: Work, reference: list[tuple[float, ...]] | None = None) -> list[Row]:
@@ -129,7 +154,7 @@ def make_sft(work: Work) -> Result:
         config, vocabulary=words["size"], eos=words["eos"], pad=words["pad"], seed=work.seed
     )
     rows = [Row(e.prompt_ids, e.completion_ids) for e in work.examples("sft")]
-    return _finish_policy(work, SupervisedObjective(model), rows)
+    return _finish(work, SupervisedObjective(model, precision=_precision(work)), rows)
 
 
 def make_reference(work: Work) -> Result:
@@ -143,41 +168,41 @@ def make_reference(work: Work) -> Result:
             pad=work.vocabulary["pad"],
             batch_size=work.settings["batch"],
             device=device(),
+            precision=_precision(work),
             report=work.report,
         )
         columns = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in values]
         tables.write_rows(work.folder / f"{part}.parquet", columns)
+    write_reference_mark(work.folder, model, _precision(work))
     return Result({})
-
-
-def read_reference(folder: Path, part: str) -> list[tuple[float, ...]]:
-    """[(log-prob of chosen, of rejected)] of a reference stage."""
-    rows = tables.read_rows(folder / f"{part}.parquet")
-    return [(row["chosen"], row["rejected"]) for row in rows]
 
 
 def make_global_rm(work: Work) -> Result:
     """A linear head on the SFT model's trunk, all weights trained (Table 2)."""
     policy = load_policy(work.inputs["policy"])
-    objective = RewardObjective(RewardModel(policy, seed=work.seed))
-    history, metrics = _train(work, objective, _pair_rows(work))
-    save_reward_model(objective.model, work.folder)  # type: ignore[arg-type]
-    return Result(metrics, history, weights_digest(objective.model))
+    model = RewardModel(policy, seed=work.seed)
+    objective = RewardObjective(model, precision=_precision(work))
+    return _finish(work, objective, _pair_rows(work), save_reward_model)
 
 
 def make_local_rm(work: Work) -> Result:
     """DPO without a reference, beta = 1/H (Table 4)."""
     model = load_policy(work.inputs["policy"])
-    objective = PolicyObjective(model, beta=work.settings["beta"], with_reference=False)
-    return _finish_policy(work, objective, _pair_rows(work))
+    objective = PolicyObjective(
+        model, beta=work.settings["beta"], with_reference=False, precision=_precision(work)
+    )
+    return _finish(work, objective, _pair_rows(work))
 
 
 def make_dpo(work: Work) -> Result:
     """Offline DPO from SFT, reference SFT (Table 3)."""
     model = load_policy(work.inputs["policy"])
-    reference = read_reference(work.inputs["reference"], "pairs")
-    objective = PolicyObjective(model, beta=work.settings["beta"])
-    return _finish_policy(work, objective, _pair_rows(work, reference))
+    folder, precision = work.inputs["reference"], _precision(work)
+    rows = _pair_rows(work, read_reference(folder, "pairs"))
+    check_reference_mark(folder, model, precision)
+    check_reference_sample(model, rows, precision=precision, pad=work.vocabulary["pad"])
+    objective = PolicyObjective(model, beta=work.settings["beta"], precision=precision)
+    return _finish(work, objective, rows)
 
 
 def make_made_pairs(work: Work) -> Result:
@@ -187,9 +212,7 @@ def make_made_pairs(work: Work) -> Result:
 
 def make_online_pairs(work: Work) -> Result:
     """Best and worst of K samples of the policy by the global reward model (App. C.1.1)."""
-    policy = load_policy(work.inputs["policy"]).to(device()).eval()
-    rewards = load_reward_model(work.inputs["global_rm"]).to(device()).eval()
-    return Result(online.make_pairs(work, policy, rewards))
+    return Result(online.make(work))
 
 
 def make_online_dpo(work: Work) -> Result:
@@ -200,12 +223,21 @@ def make_online_dpo(work: Work) -> Result:
     model = load_policy(work.inputs["policy"])
     rows = online.read_pairs(work.inputs["pairs"])
     if not rows:
-        save_policy(model, work.folder)
+        if is_main():
+            save_policy(model, work.folder)
         return Result({"examples": 0, "steps": 0}, [], weights_digest(model))
-    objective = PolicyObjective(
-        model, beta=work.settings["beta"], temperature=work.settings["temperature"]
+    temperature, precision = work.settings["temperature"], _precision(work)
+    check_reference_sample(
+        model,
+        rows,
+        precision=precision,
+        pad=work.vocabulary["pad"],
+        temperature=temperature,
     )
-    return _finish_policy(work, objective, rows)
+    objective = PolicyObjective(
+        model, beta=work.settings["beta"], temperature=temperature, precision=precision
+    )
+    return _finish(work, objective, rows)
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -213,8 +245,7 @@ def make_online_dpo(work: Work) -> Result:
 
 def make_eval_policy(work: Work) -> Result:
     """A policy's samples and scores; on a task also its exact completion distribution."""
-    model = load_policy(work.inputs["policy"]).to(device()).eval()
-    return Result(evaluate.policy(work, model))
+    return Result(evaluate.policy(work))
 
 
 def make_eval_global_rm(work: Work) -> Result:

@@ -8,15 +8,9 @@ import torch
 from llm.config import ModelConfig, TrainConfig
 from llm.forward import collate, completion_logps
 from llm.models import RewardModel, new_policy, weights_digest
-from llm.train import (
-    LengthSampler,
-    PolicyObjective,
-    RewardObjective,
-    Row,
-    SupervisedObjective,
-    score,
-    train,
-)
+from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
+from llm.order import LengthSampler
+from llm.train import score, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=32)
