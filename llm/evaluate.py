@@ -3,62 +3,135 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
-from llm import judge, tables
+from llm import tables
 from llm.config import EvalConfig
+from llm.data.example import Example
 from llm.data.task import Task
 from llm.data.task_draws import leaf_examples
 from llm.data.task_file import read_task
 from llm.data.tokenize import load_tokenizer
+from llm.errors import InputError
 from llm.forward import completion_logps, completion_rewards
-from llm.models import RewardModel
-from llm.sample import TransformersSampler
+from llm.judge import GoldJudge, RougeLJudge, invalid, win_rate
+from llm.models import RewardModel, autocast, load_policy
+from llm.sample import Sample, open_sampler
 from llm.train import score
 from llm.work import Work
 
 Metrics = dict[str, float | int | None]
+ScoredRow = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's ids, its completions' ids
+PROMPTS_SEED = 0  # of the choice among validation prompts: every arm and seed has the same ones
+LEAVES = 512  # completions of a task scored at a time
+SAMPLES = tables.SAMPLE.append(pa.field("sample_index", pa.int32())).append(
+    pa.field("reference_tokens", pa.int32())
+)
 
 
-def policy(work: Work, model: Any) -> Metrics:
+def policy(work: Work, model: Any = None) -> Metrics:
     """Samples at the evaluation temperature with their scores; on a task also exact numbers.
 
     Writes samples.parquet and scores.parquet (one row a prompt), on a task leaf_logprobs.npz.
+    model: the policy, where it is loaded already; a task's exact numbers alone need it here.
     """
-    task_file = work.inputs["data"] / "task.json"
-    if not task_file.exists():
-        return _sampled(work, model, judge.RougeLJudge(), "rouge_l")
-    task = read_task(task_file)
-    sampled = _sampled(work, model, judge.GoldJudge(task), "gold")
-    return {**sampled, **_exact(work, model, task)}
+    settings, task = EvalConfig(**work.settings["evaluation"]), task_of(work)
+    asked = asked_examples(work)
+    drawn = draw(work, asked, k=1, temperature=settings.temperature, seed=stage_seed(work))
+    rows = sample_rows(work, asked, drawn, task)
+    tables.write_rows(work.folder / "samples.parquet", rows, SAMPLES)
+    metrics = lengths(rows)
+    if task is not None:
+        scores, references = ([row[c] for row in rows] for c in ("score", "reference_score"))
+        metrics["sampled_win_rate"] = win_rate(scores, references)
+        metrics["invalid_samples"] = invalid(scores)
+        return {**metrics, **_exact(work, model, task, settings)}
+    # the reference itself scores 1: a win rate over it by ROUGE-L would say nothing
+    values = [row["score"] for row in rows]
+    tokens = [float(row["tokens"]) for row in rows]
+    write_scores(work, [row["prompt_id"] for row in rows], rouge_l=values, tokens=tokens)
+    return {**metrics, "rouge_l": float(np.mean(values))}
 
 
-def _sampled(work: Work, model: Any, scorer: judge.Judge, name: str) -> Metrics:
-    """One completion a test prompt against the prompt's reference completion."""
+def task_of(work: Work) -> Task | None:
+    """The exact task that the data are draws of; None for text."""
+    file = work.inputs["data"] / "task.json"
+    return read_task(file) if file.exists() else None
+
+
+def stage_seed(work: Work) -> int:
+    """The stage's seed; 0 for a stage that all seeds share."""
+    return 0 if work.stage.seed is None else work.stage.seed
+
+
+def device() -> str:
+    """Where models score."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def asked_examples(work: Work) -> list[Example]:
+    """The prompts that a policy is evaluated on, the first completion of each its reference.
+
+    The test part, as a rule. "validation_pairs" (Fig. 6 on text, App. C.4): as many prompts of the
+    data's own validation pairs as the test part has, each once, with a preferred completion.
+    """
+    part = work.settings.get("part", "test")
+    test = work.examples("test")
+    if part == "test":
+        return test
+    if part != "validation_pairs":
+        raise InputError(f"{work.stage.id}: no part {part!r} to evaluate on")
+    pairs = tables.read_examples(work.inputs["data"] / "validation_pairs.parquet")
+    distinct = list({example.prompt_ids: example for example in reversed(pairs)}.values())[::-1]
+    order = np.random.default_rng(PROMPTS_SEED).permutation(len(distinct))
+    return [distinct[i] for i in sorted(order[: len(test)])]
+
+
+def draw(
+    work: Work, examples: Sequence[Example], *, k: int, temperature: float, seed: int
+) -> list[list[Sample]]:
+    """K completions of every prompt by the stage's policy and sampler."""
     settings = EvalConfig(**work.settings["evaluation"])
-    words = work.vocabulary
-    tokenizer = load_tokenizer(work.inputs["data"] / "tokenizer")
-    examples = work.examples("test")
-    sampler = TransformersSampler(
-        model, eos=words["eos"], pad=words["pad"], batch_prompts=settings.batch_prompts
+    sampler = open_sampler(
+        work.inputs["policy"],
+        sampling=work.settings["sampling"],
+        words=work.vocabulary,
+        runtime=work.runtime,
+        batch_prompts=max(1, settings.batch_prompts // k),
+        device=device(),
     )
-    drawn = sampler.sample(
+    return sampler.sample(
         [example.prompt_ids for example in examples],
-        k=1,
-        temperature=settings.temperature,
+        k=k,
+        temperature=temperature,
         max_tokens=work.settings["tokens"],
-        seed=0 if work.stage.seed is None else work.stage.seed,
+        seed=seed,
         report=work.report,
     )
-    samples = [samples[0] for samples in drawn]
-    texts = [tokenizer.decode(s.ids, skip_special_tokens=True).strip() for s in samples]
-    scores = scorer.scores(examples, texts)
-    references = [example.completions[0] for example in examples]
-    reference_scores = scorer.scores(examples, references)
-    rows = [
+
+
+def sample_rows(
+    work: Work, examples: Sequence[Example], drawn: Sequence[Sequence[Sample]], task: Task | None
+) -> list[dict[str, Any]]:
+    """One row a sample (`SAMPLES`); score: the gold reward on a task, ROUGE-L F1 on text."""
+    tokenizer = load_tokenizer(work.inputs["data"] / "tokenizer")
+    judge = RougeLJudge() if task is None else GoldJudge(task)
+    of = [example for example, samples in zip(examples, drawn, strict=True) for _ in samples]
+    flat = [sample for samples in drawn for sample in samples]
+    index = [i for samples in drawn for i in range(len(samples))]
+    texts = [tokenizer.decode(s.ids, skip_special_tokens=True).strip() for s in flat]
+    references = judge.scores(examples, [example.completions[0] for example in examples])
+    reference = {e.example_id: value for e, value in zip(examples, references, strict=True)}
+    return [
         {
             "prompt_id": example.example_id,
             "prompt": example.prompt,
@@ -68,48 +141,46 @@ def _sampled(work: Work, model: Any, scorer: judge.Judge, name: str) -> Metrics:
             "ended": sample.ended,
             "score": value,
             "reference": example.completions[0],
-            "reference_score": reference_score,
+            "reference_score": reference[example.example_id],
+            "sample_index": i,
+            "reference_tokens": len(example.completion_ids[0]),
         }
-        for example, text, sample, value, reference_score in zip(
-            examples, texts, samples, scores, reference_scores, strict=True
+        for example, sample, i, text, value in zip(
+            of, flat, index, texts, judge.scores(of, texts), strict=True
         )
     ]
-    tables.write_rows(work.folder / "samples.parquet", rows, tables.SAMPLE)
-    metrics: Metrics = {
-        "prompts": len(rows),
+
+
+def lengths(rows: Sequence[dict[str, Any]]) -> Metrics:
+    """What stands beside every win rate: how long the samples are, and how many ended."""
+    return {
+        "prompts": len({row["prompt_id"] for row in rows}),
         "mean_tokens": float(np.mean([row["tokens"] for row in rows])),
+        "reference_mean_tokens": float(np.mean([row["reference_tokens"] for row in rows])),
         "ended_rate": float(np.mean([row["ended"] for row in rows])),
-        "distinct_samples": len(set(texts)),
+        "distinct_samples": len({row["sample"] for row in rows}),
     }
-    if name == "rouge_l":  # the reference itself scores 1: a win rate over it would say nothing
-        values = [value for value in scores if value is not None]
-        metrics["rouge_l"] = float(np.mean(values))
-        _write_scores(work, [row["prompt_id"] for row in rows], rouge_l=values)
-        return metrics
-    metrics["sampled_win_rate"] = judge.win_rate(scores, reference_scores)
-    metrics["invalid_samples"] = judge.invalid(scores)
-    return metrics
 
 
-def _exact(work: Work, model: Any, task: Task) -> Metrics:
+# --- exact numbers of a task ---------------------------------------------------------------------
+
+
+def _exact(work: Work, model: Any, task: Task, settings: EvalConfig) -> Metrics:
     """Every completion's log-prob, and what follows from it without sampling."""
-    settings = EvalConfig(**work.settings["evaluation"])
-    examples = leaf_examples(task)
-    values = score(
-        partial(completion_logps, model),
-        [(example.prompt_ids, example.completion_ids) for example in examples],
-        pad=work.vocabulary["pad"],
-        batch_size=max(1, 512 // len(task.leaves)),
-        device=model.device,
-    )
-    log_p = np.asarray(values, dtype=np.float64)
+    model = load_policy(work.inputs["policy"]) if model is None else model
+    log_p = leaf_logps(work, model, task)
     with (work.folder / "leaf_logprobs.npz").open("wb") as stream:
         np.savez(stream, **dict(zip(task.prompts, log_p, strict=True)))
     decoded = task.temper(log_p, settings.temperature)
-    wins = (np.exp(decoded) * task.win_probability).sum(axis=1)
-    _write_scores(work, list(task.prompts), win_rate=wins.tolist())
+    columns = {"win_rate": task.win_probability}
+    f1 = rouge_f1(task)
+    if f1 is not None:
+        columns["rouge_l"] = f1
+    p = np.exp(decoded)
+    rows = {name: (p * value).sum(axis=1) for name, value in columns.items()}
+    write_scores(work, list(task.prompts), **{k: v.tolist() for k, v in rows.items()})
     return {
-        "win_rate": task.win_rate(decoded),
+        **{name: float(task.weights @ values) for name, values in rows.items()},
         "win_rate_at_1": task.win_rate(task.conditional(log_p)),
         "expected_reward": task.expected_reward(log_p),
         "kl_to_optimum": task.kl_to_optimum(log_p),
@@ -118,12 +189,73 @@ def _exact(work: Work, model: Any, task: Task) -> Metrics:
     }
 
 
+def leaf_logps(work: Work, model: Any, task: Task) -> np.ndarray:
+    """(P, L) log-probability of every completion of a task, nats."""
+    measure = partial(completion_logps, model)
+    values = scored(work, measure, model, leaf_rows(task), batch_size=leaf_batch(task))
+    return np.asarray(values, dtype=np.float64)
+
+
+def leaf_rows(task: Task) -> list[ScoredRow]:
+    """Every prompt with all its completions, in the order of `task.leaves`."""
+    return [(e.prompt_ids, e.completion_ids) for e in leaf_examples(task)]
+
+
+def leaf_batch(task: Task) -> int:
+    """How many prompts are scored at a time."""
+    return max(1, LEAVES // len(task.leaves))
+
+
+def scored(
+    work: Work,
+    measure: Any,
+    model: Any,
+    rows: Sequence[ScoredRow],
+    *,
+    batch_size: int,
+) -> list[tuple[float, ...]]:
+    """`measure` of many (prompt, completions), where models score and in the stage's precision."""
+    model.to(device()).eval()
+    with autocast(precision(work), device()):
+        return score(
+            measure,
+            rows,
+            pad=work.vocabulary["pad"],
+            batch_size=batch_size,
+            device=device(),
+            report=work.report,
+        )
+
+
+def precision(work: Work) -> str:
+    """The stage's own, or that of its sampling."""
+    settings = work.settings
+    return settings["precision"] if "precision" in settings else settings["sampling"]["precision"]
+
+
+def rouge_f1(task: Task) -> np.ndarray | None:
+    """(P, L) ROUGE-L F1 (0-1) of a task whose gold reward is that, times a factor; else None."""
+    if task.family != "rouge":
+        return None
+    scale = task.parameters.get("rouge_scale")
+    if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+        raise InputError(f"{task.path}: a task of family rouge needs rouge_scale, got {scale!r}")
+    f1 = task.reward / scale
+    if f1.min() < -1e-9 or f1.max() > 1 + 1e-9:
+        raise InputError(
+            f"{task.path}: gold rewards over rouge_scale lie in [{f1.min():g}, {f1.max():g}], "
+            "not in 0..1: they are no ROUGE-L F1"
+        )
+    return np.clip(f1, 0.0, 1.0)
+
+
 def _finite(value: float) -> float | None:
     """None for infinity: the policy writes what the reference never does."""
     return value if math.isfinite(value) else None
 
 
-def _write_scores(work: Work, ids: list[str], **columns: list[float]) -> None:
+def write_scores(work: Work, ids: Sequence[str], **columns: Sequence[float | None]) -> None:
+    """scores.parquet: one row a prompt or pair."""
     rows = [
         {"id": name, **{column: values[i] for column, values in columns.items()}}
         for i, name in enumerate(ids)
@@ -131,31 +263,28 @@ def _write_scores(work: Work, ids: list[str], **columns: list[float]) -> None:
     tables.write_rows(work.folder / "scores.parquet", rows)
 
 
+# --- reward models on validation pairs -----------------------------------------------------------
+
+
 def global_rm(work: Work, model: RewardModel) -> Metrics:
     """Logistic loss (nats a pair) and accuracy on validation pairs."""
-    return _of_margins(work, _score_pairs(work, partial(completion_rewards, model)))
+    return _of_margins(work, _score_pairs(work, partial(completion_rewards, model), model))
 
 
 def local_rm(work: Work, model: Any, *, reference: list[tuple[float, ...]] | None) -> Metrics:
     """The same with beta log pi, less beta log pi_ref where a reference is given."""
-    margins = _score_pairs(work, partial(completion_logps, model))
+    margins = _score_pairs(work, partial(completion_logps, model), model)
     if reference is not None:
         anchors = np.asarray(reference, dtype=np.float64)
         margins = margins - (anchors[:, 0] - anchors[:, 1])
     return _of_margins(work, work.settings["beta"] * margins)
 
 
-def _score_pairs(work: Work, measure: Any) -> np.ndarray:
+def _score_pairs(work: Work, measure: Any, model: Any) -> np.ndarray:
     """(pairs,) score of chosen less score of rejected."""
-    model = measure.args[0]
-    values = score(
-        measure,
-        [(e.prompt_ids, e.completion_ids) for e in work.examples("validation_pairs")],
-        pad=work.vocabulary["pad"],
-        batch_size=work.settings["batch"],
-        device=next(model.parameters()).device,
-        report=work.report,
-    )
+    examples = work.examples("validation_pairs")
+    rows = [(e.prompt_ids, e.completion_ids) for e in examples]
+    values = scored(work, measure, model, rows, batch_size=work.settings["batch"])
     pairs = np.asarray(values, dtype=np.float64)
     return pairs[:, 0] - pairs[:, 1]
 
@@ -165,7 +294,7 @@ def _of_margins(work: Work, margins: np.ndarray) -> Metrics:
     losses = np.logaddexp(0.0, -margins)
     correct = (margins > 0) + 0.5 * (margins == 0)
     ids = [example.example_id for example in work.examples("validation_pairs")]
-    _write_scores(
+    write_scores(
         work,
         ids,
         val_loss=losses.tolist(),
