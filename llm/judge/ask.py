@@ -134,7 +134,7 @@ class ModelJudge:
             dollars=None
             if tokens_in is None or tokens_out is None
             else dollars(tokens_in, tokens_out, self.runtime),
-            models=len({answer.model for answer in self._used.values()}),
+            models=len({each.model for each in self._used.values() if each.refused is None}),
         )
 
     def _orders(self, row: Comparison) -> tuple[str, ...]:

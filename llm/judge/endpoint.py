@@ -115,14 +115,18 @@ class Endpoint:
                     return self._refusal(question, fault)
                 if not fault.again or attempt == self.runtime.retries:
                     tries = "" if attempt == 0 else f", after {attempt + 1} tries"
-                    raise EndpointError(self._line(f"{fault}{tries}")) from None
+                    raise self._end(f"{fault}{tries}") from None
                 self._rest(question.key, attempt, fault)
         raise AssertionError  # the loop returns or raises
 
+    def _end(self, message: str) -> EndpointError:
+        """The error that ends this question and all that still wait."""
+        self.stop.set()
+        return EndpointError(self._line(message))
+
     def _rest(self, key: str, attempt: int, fault: _FaultError) -> None:
         if fault.wait is not None and fault.wait > PATIENCE:
-            message = f"{fault}; asks to wait {fault.wait:.0f} s"
-            raise EndpointError(self._line(message)) from None
+            raise self._end(f"{fault}; asks to wait {fault.wait:.0f} s") from None
         if fault.wait is not None:
             self.pace.pause(fault.wait)
         self.stop.wait(max(backoff(key, attempt), fault.wait or 0.0))
@@ -155,7 +159,7 @@ class Endpoint:
         # A used-up budget comes as a 429 as well: waiting does not fill it.
         again = (status in AGAIN or status >= 500) and error.code != "insufficient_quota"
         wait = retry_after(error.response.headers)
-        return _FaultError(f"HTTP {status}: {said}", again=again, refused=refused, wait=wait)
+        return _FaultError(said, again=again, refused=refused, wait=wait)
 
     def _answer(self, question: Question, reply: Any) -> Answer:
         """The first choice's text. Raises _FaultError for what is no completion."""

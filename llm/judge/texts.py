@@ -53,9 +53,10 @@ Do not include any other text or explanations in your response."""
 
 PLACE = re.compile(r"\{\{(post|summarya|summaryb)\}\}")
 CUE = re.compile(r"\n\n[^\n]*TL;DR:\s*\Z")  # how a prompt asks the policy for a summary
-START = r"(?:\A|(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]))"  # of a line, as str.splitlines has it
-HEADING = r"(?:\#\#\#|(?:Comparison|Preferred|Summary(?: [AB])?|Post|Instructions)\s*:)"
-BLANK = r"((?:[^\S\n]|[\u200b-\u200f\u2060\ufeff])*)"  # that no eye sees, of width 0 as well
+ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"  # of lines, as str.splitlines has them
+START = rf"(?:\A|(?<=[{ENDS}]))"
+HEADING = r"(?:\#\#\#|(?:Comparison|Preferred|Summary(?: [AB])?)\s*:)"
+BLANK = rf"((?:[^\S{ENDS}]|[\u200b-\u200f\u2060\ufeff])*)"  # that no eye sees, of width 0 as well
 TO_ESCAPE = re.compile(rf"{START}{BLANK}(\\*)(?={HEADING})", re.IGNORECASE)
 TO_UNESCAPE = re.compile(rf"{START}{BLANK}\\(\\*)(?={HEADING})", re.IGNORECASE)
 QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019")  # straight and curly, as pairs
