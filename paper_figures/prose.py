@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from paper_figures.style import BEST_OF_N, EXTREME, SIDES, label
@@ -57,7 +58,7 @@ def arms_words(parts: Quantity) -> str:
 
 
 def _best_of_words(a: re.Match[str], b: re.Match[str]) -> str:
-    n = f", N = {a['n']}" if a["n"] else ""
+    n = f" (N = {a['n']})" if a["n"] else ""
     if a.re is EXTREME:
         return f"{a['which']} {MINUS} {b['which']} {SIDES[a['side']]}{n}"
     return f"{label(a['source'])} samples{n}: {label(a['by'])} {MINUS} {label(b['by'])}"
@@ -97,6 +98,11 @@ def count(n: int | float) -> str:
 def plural(n: int, noun: str) -> str:
     """'1 seed', '3 seeds'."""
     return f"{count(n)} {noun}" + ("" if n == 1 else "s")
+
+
+def tally(outcomes: Iterable[str]) -> str:
+    """'3 supported, 1 inconclusive', the most frequent first."""
+    return ", ".join(f"{n} {outcome}" for outcome, n in Counter(outcomes).most_common())
 
 
 def duration(seconds: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +118,8 @@ def _assumptions(verdicts: Sequence[Verdict]) -> list[str]:
 
 def verdict_summary(verdicts: Sequence[Verdict]) -> str:
     """'7 predictions: 3 supported, 4 inconclusive.'"""
-    counts = Counter(verdict.outcome for verdict in verdicts)
-    parts = [f"{n} {outcome}" for outcome, n in counts.most_common()]
-    return f"{prose.plural(len(verdicts), 'prediction')}: {', '.join(parts)}." if parts else ""
+    words = prose.tally(verdict.outcome for verdict in verdicts)
+    return f"{prose.plural(len(verdicts), 'prediction')}: {words}." if words else ""
 
 
 def check_summary(checks: Sequence[Check]) -> str:

@@ -42,6 +42,7 @@ class FigureSection:
     hypotheses: tuple[tuple[str, str], ...]  # (name, what it says or "")
     lines: tuple[FigureLine, ...]
     sentences: tuple[str, ...]  # what was measured beside the predictions
+    tally: str  # "2 supported, 1 inconclusive"
 
 
 def figure_pictures(study: Study | None, verdicts: Sequence[Verdict]) -> tuple[Picture, ...]:
@@ -81,6 +82,7 @@ def _section(
         hypotheses=tuple((name, words.get(name, "")) for name in names),
         lines=tuple(_line(verdict) for verdict in mine),
         sentences=tuple(matched),
+        tally=prose.tally(verdict.outcome for verdict in mine),
     )
 
 

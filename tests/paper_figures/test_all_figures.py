@@ -176,9 +176,9 @@ def test_a_margin_of_the_study_is_what_is_shown(study: Study) -> None:
 def test_words_of_best_of_n_and_of_gaps() -> None:
     assert quantity_words("gap[fig3] - gap[fig5]") == "gap: Fig. 3 \u2212 Fig. 5"
     rm = "win_rate[best_of_25_sft_global_rm] - win_rate[best_of_25_sft_dpo_rm]"
-    assert quantity_words(rm) == "win rate: SFT samples, N = 25: Global RM \u2212 DPO RM"
+    assert quantity_words(rm) == "win rate: SFT samples (N = 25): Global RM \u2212 DPO RM"
     size = "win_rate[best_of_5_largest_rm] - win_rate[best_of_5_smallest_rm]"
-    assert quantity_words(size) == "win rate: largest \u2212 smallest RM, N = 5"
+    assert quantity_words(size) == "win rate: largest \u2212 smallest RM (N = 5)"
     more = "win_rate[online_dpo_sft_more_prompts] - win_rate[online_dpo_sft]"
     assert quantity_words(more) == "win rate: Online DPO (SFT): more \u2212 same prompts"
     assert label("bon_dpo_local_rm") == "best of N DPO samples by Local RM"
@@ -205,6 +205,8 @@ def test_the_report_goes_figure_by_figure(whole_study: Path) -> None:
     assert "order and the sign of a difference, never its size" in page
     assert "<summary>2 more training curves" in page
     assert page.count('id="lengths"') == 1
+    assert "<summary>36 verdicts</summary>" in page
+    assert '<a href="#fig6">Fig. 6: ROUGE-L as the reward</a>: 1 supported, 1 inconclusive' in page
 
 
 def test_a_figure_that_was_asked_for_and_holds_nothing_is_named(
