@@ -20,8 +20,8 @@ KEY = "sk-secret-of-the-tests-0123456789"
 
 def longer(prompt: str) -> str:
     """An honest judge: the longer summary; equal ones by their first difference."""
-    a = prompt.split("### Summary A:\n")[1].split("\n\n### Summary B:")[0]
-    b = prompt.split("### Summary B:\n")[1].split("\n\n### Instructions:")[0]
+    a, rest = prompt.split("\n### Summary A:\n")[1].split("\n\n### Summary B:\n")
+    b = rest.split("\n\n### Instructions:\n")[0]
     letter = "A" if (len(a), a) >= (len(b), b) else "B"
     return f"Comparison: one of them says more.\nPreferred: {letter}"
 
