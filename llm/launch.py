@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from llm.errors import InputError
-from llm.graph import Stage
 from llm.records import read_json, write_json
 from llm.runtime import Runtime
+from llm.stage import Stage
 from llm.stages import KINDS, Result
 from llm.train import is_main, processes
 from llm.work import Work

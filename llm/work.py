@@ -12,8 +12,8 @@ from typing import Any
 from llm import tables
 from llm.config import TrainConfig
 from llm.data.example import Example
-from llm.graph import Stage
 from llm.runtime import Runtime
+from llm.stage import Stage
 
 
 @dataclass(frozen=True)

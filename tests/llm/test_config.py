@@ -13,7 +13,8 @@ from llm.config import (
     check_figures,
 )
 from llm.errors import InputError
-from llm.graph import POLICIES, ancestors, build, keys
+from llm.figures import POLICIES
+from llm.graph import ancestors, build, keys
 from llm.presets import PRESETS, preset
 
 
