@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -66,6 +66,7 @@ def text_card(
             "validation_posts": len({e.post_id for e in dataset.validation_pairs}),
             "test_posts": len({e.post_id for e in dataset.test}),
             "left_out": split.left_out,
+            "shared_posts": split.shared,
         },
         "cut": {
             "prompts": cuts.prompts,
@@ -75,7 +76,7 @@ def text_card(
         "length_quantiles": lengths(references, pairs),
         "overlap": overlaps(corpus),
         "label_noise": label_noise(corpus.pairs),
-        "notes": notes(limits),
+        "notes": notes(limits) + unresolved(corpus.sources),
         "sources": corpus.sources,
         "ignored_files": corpus.ignored,
     }
@@ -83,15 +84,32 @@ def text_card(
 
 def notes(limits: DataConfig) -> list[str]:
     """The rules by which texts were cut or left out, in words."""
+    sft = (
+        f"References of more than {limits.max_completion_tokens} tokens with EOS: left out of SFT, "
+        "for a cut one would teach a wrong end; kept whole in the test set."
+        if limits.has_references
+        else f"Prompts end in {limits.prompt_end!r}, which the references do not answer: no SFT."
+    )
     return [
         f"Prompts of more than {limits.max_prompt_tokens} tokens: the post is cut at its last "
         "newline, else by a character, until the prompt fits.",
         f"Compared summaries of more than {limits.max_pair_completion_tokens} tokens with EOS: cut "
         "and closed by EOS, where the reward is read.",
-        f"References of more than {limits.max_completion_tokens} tokens with EOS: left out of SFT, "
-        "for a cut one would teach a wrong end; kept whole in the test set.",
+        sft,
         "White space around summaries is taken off, one space put before.",
-        "Parts are divided by post: title and the beginning of the text, letters and digits alone.",
+        "Posts are the same by title and the beginning of the text, letters and digits alone. "
+        "Where the source has no parts, the seed divides by post; published parts are left as they "
+        "are, and shared posts counted.",
+    ]
+
+
+def unresolved(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the card must say of hub data whose commit could not be learned."""
+    names = {str(s["path"]) for s in sources if "fingerprint" in s and s.get("revision") is None}
+    return [
+        f"{name}: its commit is not known (no hub, no cache): the study's address holds the name "
+        "alone, and does not change when the data do."
+        for name in sorted(names)
     ]
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from llm.errors import InputError
 
+PROMPT_END = "TL;DR:"  # what the sources' own reference summaries answer
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -24,7 +26,7 @@ class DataConfig:
     n_pairs: int | None = None  # training comparisons
     n_validation_pairs: int | None = None  # comparisons on posts that no training stage sees
     n_test: int | None = None  # evaluation posts with their reference summary
-    prompt_end: str = "TL;DR:"  # how a text prompt ends
+    prompt_end: str = PROMPT_END  # how a text prompt ends; another one has no SFT part
     paired_prompts: float = 1.0  # the share of a task's prompts that training pairs stand on
 
     def __post_init__(self) -> None:
@@ -45,3 +47,8 @@ class DataConfig:
         for name in ("max_completion_tokens", "max_pair_completion_tokens"):
             if getattr(self, name) < 2:
                 raise InputError(f"data setting {name} = 1 leaves room for EOS alone")
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the source's summaries answer the prompt: not where it asks for two words."""
+        return self.prompt_end == PROMPT_END

@@ -56,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the trainer reads. No post stands in two of train (sft, pairs), validation and test.
+    """What the trainer reads. Where the seed divides, no post stands in two parts.
 
     card: the data card as JSON-ready values. task: the exact task, for a theory task only (there,
     prompts are shared by all parts: only the draws differ).

@@ -15,19 +15,29 @@ KEY_LETTERS = 60  # of the post's beginning: enough to tell posts apart, too few
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "valid1", "valid2"), "validation"
 )
+NEWS = re.compile(r"TITLE: .*\n+TL;DR:\s*", re.DOTALL)  # an article: no subreddit, no POST
 PROMPT = re.compile(r"SUBREDDIT: (\S+)\s+TITLE: (.*?)\n+POST: (.*?)\n+TL;DR:\s*", re.DOTALL)
 NO_LETTER = re.compile(r"[\W_]+")
 
 
 @dataclass
 class Corpus:
-    """What was read so far, in file order. dropped: reason -> rows; sources: one record a file."""
+    """What was read so far, in file order. dropped: reason -> rows; sources: one record a file.
+
+    drops_empty: rows with an empty text are dropped and counted, where nobody can repair them (hub
+    data); else they are an error.
+    """
 
     posts: list[Post] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     sources: list[dict[str, Any]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    drops_empty: bool = False
+
+
+class _EmptyTextError(InputError):
+    """A text that is there and holds nothing."""
 
 
 def post_key(title: str, post: str) -> str:
@@ -63,7 +73,20 @@ def add_row(
     """Parse one row and put it where it belongs. Raises InputError naming the place."""
     if not isinstance(row, dict):
         raise InputError(f"{place}: a row is a JSON object, not {type(row).__name__}")
-    if kind == "comparisons":
+    try:
+        _add(corpus, row, kind, source, place, split)
+    except _EmptyTextError:
+        if not corpus.drops_empty:
+            raise
+        corpus.dropped["rows with an empty text"] += 1
+
+
+def _add(
+    corpus: Corpus, row: dict[str, Any], kind: str, source: str, place: str, split: str | None
+) -> None:
+    if kind == "prompt preferences" and _is_news(row.get("prompt")):
+        corpus.dropped["cnndm rows"] += 1
+    elif kind == "comparisons":
         _add_comparison(corpus, row, source, place, split)
     elif kind in ("preferences", "prompt preferences"):
         post = _post(_fields(row, kind, place), None, split, source, place)
@@ -81,9 +104,7 @@ def _add_comparison(
     info, summaries, choice = row.get("info"), row.get("summaries"), row.get("choice")
     if not isinstance(info, dict):
         raise InputError(f"{place}: lacks info")
-    if str(row.get("batch", "")).startswith("cnndm") or (
-        info.get("article") and not info.get("post")
-    ):
+    if "cnndm" in str(row.get("batch", "")) or (info.get("article") and not info.get("post")):
         corpus.dropped["cnndm rows"] += 1
         return
     if not isinstance(summaries, list) or len(summaries) != 2:
@@ -110,6 +131,11 @@ def _add_pair(corpus: Corpus, post: Post, chosen: Any, rejected: Any, place: str
         corpus.pairs.append(Pair(post, chosen, rejected))
 
 
+def _is_news(prompt: Any) -> bool:
+    """Whether a complete prompt is about a news article, as a re-packaged data set holds them."""
+    return isinstance(prompt, str) and NEWS.fullmatch(prompt) is not None
+
+
 def _fields(row: dict[str, Any], kind: str, place: str) -> dict[str, Any]:
     """subreddit, title and post, taken out of a complete prompt where the row holds one."""
     if not kind.startswith("prompt"):
@@ -128,7 +154,7 @@ def _post(
             raise InputError(f"{place}: {name} = {row.get(name)!r} is not a text")
     for name in ("subreddit", "post"):
         if not row[name].strip():
-            raise InputError(f"{place}: {name} is empty")
+            raise _EmptyTextError(f"{place}: {name} is empty")
     key = post_key(row["title"], row["post"])
     subreddit = row["subreddit"].strip().removeprefix("r/")
     return Post(key, subreddit, row["title"], row["post"], reference, split, source, place)
@@ -139,5 +165,5 @@ def _completion(text: Any, what: str, place: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{place}: {what} = {text!r} is not a text")
     if not text.strip():
-        raise InputError(f"{place}: {what} is empty")
+        raise _EmptyTextError(f"{place}: {what} is empty")
     return text.strip()

@@ -11,14 +11,13 @@ from typing import Any
 from llm.data import card as cards
 from llm.data.config import DataConfig
 from llm.data.example import Dataset, Example, Pair, Post
-from llm.data.hub import hub_names, read_hub
+from llm.data.hub import data_revision, hub_names, read_hub
 from llm.data.splits import Split, split_by_post
 from llm.data.task_draws import task_dataset, task_tokenizer
 from llm.data.task_file import read_task
 from llm.data.tldr import data_files, read_files, sha256_of
 from llm.data.tokenize import (
     Completion,
-    Prompt,
     check_tokenizer,
     completions,
     load_tokenizer,
@@ -50,9 +49,10 @@ def open_tokenizer(source: str | Path, tokenizer: str | Path | None) -> Any:
 
 
 def fingerprint(source: str | Path) -> str:
-    """A sha256 that changes with the source's content (hub: with its name)."""
+    """A sha256 that changes with the source's content (hub: with names and resolved commits)."""
     if kind_of_source(source) == "hub":
-        return hashlib.sha256(str(source).encode()).hexdigest()
+        found = [(name, data_revision(name)) for name in hub_names(str(source)) or ()]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
     path = Path(source)
     files = [(f.relative_to(path).as_posix(), sha256_of(f)) for f in data_files(path)]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -76,7 +76,7 @@ def load(source: str | Path, *, tokenizer: Any, limits: DataConfig, seed: int) -
     references = completions(tokenizer, [post.reference or "" for post in corpus.posts], None)
     longest = limits.max_completion_tokens
     unfit = {text for text, found in references.items() if len(found.ids) > longest}
-    split = split_by_post(corpus, limits, seed, unfit=unfit)
+    split = split_by_post(corpus, limits, seed, unfit=unfit if limits.has_references else ())
     dataset, cuts = _tokenise(split, references, tokenizer, limits)
     dataset.card.update(cards.text_card(corpus, split, dataset, cuts, limits, seed))
     return dataset
@@ -97,19 +97,25 @@ def _tokenise(
     """The data set, its card still empty, and what was cut."""
     every = (*split.pairs, *split.validation_pairs)
     posts = [*split.sft, *split.test, *(pair.post for pair in every)]
-    prompt_of = prompts(tokenizer, posts, limits.max_prompt_tokens)
+    end = limits.prompt_end
+    prompt_of = prompts(tokenizer, posts, limits.max_prompt_tokens, end)
     texts = [text for pair in every for text in (pair.chosen, pair.rejected)]
     compared = completions(tokenizer, texts, limits.max_pair_completion_tokens)
 
+    def example(name: str, post: Post, found: list[Completion]) -> Example:
+        prompt = prompt_of[prompt_text(post.subreddit, post.title, post.post, end)]
+        texts, ids = tuple(c.text for c in found), tuple(c.ids for c in found)
+        return Example(name, post.key, prompt.text, prompt.ids, texts, ids)
+
     def of_posts(part: str, rows: Iterable[Post]) -> tuple[Example, ...]:
         return tuple(
-            _example(f"{part}/{i}", post, prompt_of, [references[post.reference or ""]])
+            example(f"{part}/{i}", post, [references[post.reference or ""]])
             for i, post in enumerate(rows)
         )
 
     def of_pairs(part: str, rows: Iterable[Pair]) -> tuple[Example, ...]:
         return tuple(
-            _example(f"{part}/{i}", p.post, prompt_of, [compared[p.chosen], compared[p.rejected]])
+            example(f"{part}/{i}", p.post, [compared[p.chosen], compared[p.rejected]])
             for i, p in enumerate(rows)
         )
 
@@ -125,11 +131,3 @@ def _tokenise(
         pair_completions=sum(c.too_long for c in compared.values()),
     )
     return dataset, cuts
-
-
-def _example(
-    name: str, post: Post, prompt_of: dict[str, Prompt], found: list[Completion]
-) -> Example:
-    prompt = prompt_of[prompt_text(post.subreddit, post.title, post.post)]
-    texts, ids = tuple(c.text for c in found), tuple(c.ids for c in found)
-    return Example(name, post.key, prompt.text, prompt.ids, texts, ids)

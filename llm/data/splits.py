@@ -1,10 +1,11 @@
-"""Train, validation and test by post, never by row."""
+"""Train, validation and test: by post where the seed divides, as published where a source says."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
@@ -16,15 +17,18 @@ from llm.errors import InputError
 
 SHARE = 10  # one in ten is held out, where there is no official split and no number is asked for
 Row = TypeVar("Row", Post, Pair)
+PARTS = ("train", "validation", "test")
 Roles = dict[str, str]  # post key -> "train", "validation" or "test"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of each part, in seeded order; no post stands in two of train, validation, test.
+    """The rows of each part, in seeded order.
 
     kind: how test and validation posts were chosen. left_out: reason -> rows that no part can use
-    (rows beyond the numbers asked for are not among them).
+    (rows beyond the numbers asked for are not among them). shared: posts in two of train,
+    validation and test, before any number limits them: 0 where the seed divides; official splits
+    are left as they are.
     """
 
     sft: tuple[Post, ...]
@@ -33,6 +37,7 @@ class Split:
     test: tuple[Post, ...]
     kind: str
     left_out: dict[str, int]
+    shared: dict[str, int]
 
 
 def split_by_post(
@@ -42,46 +47,79 @@ def split_by_post(
 
     unfit: references that are too long for SFT; their posts may still be test posts.
 
-    Official splits stand where the source has a "train" part: a post is test if any of its rows
-    says so, else validation if any does. A part that is then missing is drawn by seed: test from
-    posts with a reference, validation from posts with comparisons; the rest is train.
+    Official splits stand where the source has a "train" part: every row stays where its source
+    puts it, and posts that stand in two parts are counted, not moved. A row that names no part
+    follows its post. A part that is then missing is drawn by seed, post by post: test from posts
+    with a reference, validation from posts with comparisons; drawn posts leave every other part.
     """
-    posts = tuple({post.key: post for post in reversed(corpus.posts)}.values())[::-1]
-    roles, official = _official_roles(corpus)
-    kind = ["official" if official else "by seed"]
+    parts = _Parts(*_official_roles(corpus))
+    kind = ["official" if parts.official else "by seed"]
     n_of = Counter(pair.post.key for pair in corpus.pairs)
-    if not any(roles[post.key] == "test" for post in posts):
-        kind += ["test by seed"] if official else []
-        _draw_test(roles, posts, n_of, limits.n_test, np.random.default_rng([seed, 0]))
-    if not any(roles[key] == "validation" for key in n_of):
-        kind += ["validation by seed"] if official else []
+    if not any(parts.of(post) == "test" for post in corpus.posts):
+        kind += ["test by seed"] if parts.official else []
+        _draw_test(parts, corpus.posts, n_of, limits.n_test, np.random.default_rng([seed, 0]))
+    if not any(parts.of(pair.post) == "validation" for pair in corpus.pairs):
+        kind += ["validation by seed"] if parts.official else []
         rng = np.random.default_rng([seed, 1])
-        _draw_validation(roles, n_of, limits.n_validation_pairs, rng)
-    rows = [*corpus.posts, *(pair.post for pair in corpus.pairs)]
-
-    def pairs_of(role: str) -> list[Pair]:
-        return [pair for pair in corpus.pairs if roles[pair.post.key] == role]
-
-    def posts_of(role: str) -> list[Post]:
-        return [post for post in posts if roles[post.key] == role]
-
-    train = posts_of("train")
+        _draw_validation(parts, n_of, limits.n_validation_pairs, rng)
+    posts, pairs = _divided(parts, corpus)
+    fits = [p for p in posts["train"] if p.reference not in unfit]
     return Split(
-        test=_take(posts_of("test"), "n_test", limits, [seed, 5]),
-        validation_pairs=_take(pairs_of("validation"), "n_validation_pairs", limits, [seed, 4]),
-        sft=_take([p for p in train if p.reference not in unfit], "n_sft", limits, [seed, 2]),
-        pairs=_take_posts(pairs_of("train"), limits, [seed, 3]),
+        test=_take(posts["test"], "n_test", limits, [seed, 5]),
+        validation_pairs=_take(pairs["validation"], "n_validation_pairs", limits, [seed, 4]),
+        sft=_take(fits, "n_sft", limits, [seed, 2]) if limits.has_references else (),
+        pairs=_take_posts(pairs["train"], limits, [seed, 3]),
         kind=", ".join(kind),
         left_out={
-            "official training rows of held-out posts": sum(
-                row.split == "train" and roles[row.key] != "train" for row in rows
-            ),
-            "comparisons of test posts": len(pairs_of("test")),
-            "references of validation posts": len(posts_of("validation")),
-            "further references of a post": len(corpus.posts) - len(posts),
-            "references too long for SFT": sum(p.reference in unfit for p in train),
+            "training rows of posts held out by seed": parts.moved(corpus),
+            "comparisons of test posts": len(pairs["test"]),
+            "references of validation posts": len(posts["validation"]),
+            "further references of a post": len(corpus.posts) - sum(map(len, posts.values())),
+            "references too long for SFT": len(posts["train"]) - len(fits),
         },
+        shared=_shared(posts, pairs),
     )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Which part a row belongs to. drawn: posts that the seed moved."""
+
+    roles: Roles
+    official: bool
+    drawn: Roles = field(default_factory=dict)
+
+    def of(self, row: Post) -> str:
+        """ "train", "validation" or "test": drawn by seed, else the row's own, else its post's."""
+        if row.key in self.drawn:
+            return self.drawn[row.key]
+        return row.split if self.official and row.split is not None else self.roles[row.key]
+
+    def moved(self, corpus: Corpus) -> int:
+        """Official training rows whose posts the seed holds out."""
+        rows = [*corpus.posts, *(pair.post for pair in corpus.pairs)]
+        return sum(row.split == "train" and row.key in self.drawn for row in rows)
+
+
+def _divided(parts: _Parts, corpus: Corpus) -> tuple[dict[str, list[Post]], dict[str, list[Pair]]]:
+    """(posts, comparisons) of each part in file order; of one post's references the first."""
+    first: dict[str, dict[str, Post]] = {part: {} for part in PARTS}
+    for post in corpus.posts:
+        first[parts.of(post)].setdefault(post.key, post)
+    pairs: dict[str, list[Pair]] = {part: [] for part in PARTS}
+    for pair in corpus.pairs:
+        pairs[parts.of(pair.post)].append(pair)
+    return {part: list(posts.values()) for part, posts in first.items()}, pairs
+
+
+def _shared(posts: Mapping[str, list[Post]], pairs: Mapping[str, list[Pair]]) -> dict[str, int]:
+    """Posts in two parts: "train & test" -> number."""
+    keys = {
+        "train": {p.key for p in posts["train"]} | {p.post.key for p in pairs["train"]},
+        "validation": {p.post.key for p in pairs["validation"]},
+        "test": {p.key for p in posts["test"]},
+    }
+    return {f"{a} & {b}": len(keys[a] & keys[b]) for a, b in combinations(keys, 2)}
 
 
 def _official_roles(corpus: Corpus) -> tuple[Roles, bool]:
@@ -96,30 +134,31 @@ def _official_roles(corpus: Corpus) -> tuple[Roles, bool]:
 
 
 def _draw_test(
-    roles: Roles,
+    parts: _Parts,
     posts: Sequence[Post],
     n_pairs_of: Counter[str],
     wanted: int | None,
     rng: np.random.Generator,
 ) -> None:
-    """Give n posts with a reference the role "test"; held-out posts that nobody uses go first."""
-    spare = [p.key for p in posts if roles[p.key] == "validation" and not n_pairs_of[p.key]]
-    train = [p.key for p in posts if roles[p.key] == "train"]
+    """Draw n posts with a reference for the test; held-out posts that nobody uses go first."""
+    spare = {p.key for p in posts if parts.of(p) == "validation" and not n_pairs_of[p.key]}
+    train = {p.key for p in posts if parts.of(p) == "train"} - spare
     keys = _shuffled(spare, rng) + _shuffled(train, rng)
     n = (len(keys) + SHARE - 1) // SHARE if wanted is None else wanted
-    roles.update((key, "test") for key in keys[:n])
+    parts.drawn.update((key, "test") for key in keys[:n])
 
 
 def _draw_validation(
-    roles: Roles, n_pairs_of: Counter[str], wanted: int | None, rng: np.random.Generator
+    parts: _Parts, n_pairs_of: Counter[str], wanted: int | None, rng: np.random.Generator
 ) -> None:
-    """Give posts the role "validation" until they hold the wanted number of comparisons."""
-    keys = [key for key in n_pairs_of if roles[key] == "train"]
+    """Draw posts for the validation until they hold the wanted number of comparisons."""
+    held_out = {key for key, role in (parts.roles | parts.drawn).items() if role != "train"}
+    keys = [key for key in n_pairs_of if key not in held_out]
     n = (sum(n_pairs_of[key] for key in keys) + SHARE - 1) // SHARE if wanted is None else wanted
     for key in _shuffled(keys, rng):
         if n <= 0:
             break
-        roles[key] = "validation"
+        parts.drawn[key] = "validation"
         n -= n_pairs_of[key]
 
 

@@ -19,7 +19,7 @@ from llm.data.task_file import END, PAD
 from llm.errors import InputError
 
 Ids = Callable[[str], tuple[int, ...]]
-STREAMS = {"sft": 0, "pairs": 1, "validation_pairs": 2, "test": 3}
+STREAMS = {"sft": 0, "pairs": 1, "validation_pairs": 2, "test": 3, "paired": 4}
 
 
 def task_tokenizer(task: Task) -> PreTrainedTokenizerFast:
@@ -52,7 +52,8 @@ def task_dataset(task: Task, limits: DataConfig, seed: int) -> Dataset:
 
     sft = _references(task, "sft", limits.n_sft or 0, seed, ids)
     test = _references(task, "test", limits.n_test, seed, ids)
-    pairs = _pairs(task, "pairs", limits.n_pairs or 0, seed, ids)
+    paired = paired_prompts(task, limits.paired_prompts, seed)
+    pairs = _pairs(task, "pairs", limits.n_pairs or 0, seed, ids, paired)
     validation = _pairs(task, "validation_pairs", limits.n_validation_pairs or 0, seed, ids)
     card = {
         "counts": {
@@ -61,12 +62,14 @@ def task_dataset(task: Task, limits: DataConfig, seed: int) -> Dataset:
             "validation_pairs": len(validation),
             "test": len(test),
             "posts": len(task.prompts),
+            "paired_prompts": int(paired.sum()),
             "truncated": 0,
         },
         "length_quantiles": lengths((*sft, *test), (*pairs, *validation)),
         "overlap": {},
         "notes": [
-            "Every part draws from the same prompts; validation pairs and test are new draws."
+            "Every part draws from the same prompts; validation pairs and test are new draws.",
+            *_paired_note(paired),
         ],
         "sources": [
             {
@@ -117,11 +120,33 @@ def _references(task: Task, part: str, n: int | None, seed: int, ids: Ids) -> tu
     return tuple(made)
 
 
-def _pairs(task: Task, part: str, n: int, seed: int, ids: Ids) -> tuple[Example, ...]:
-    """n pairs (chosen, rejected): two draws of the reference that differ, Bradley-Terry label."""
+def paired_prompts(task: Task, share: float, seed: int) -> np.ndarray:
+    """(P,) whether training pairs stand on a prompt: a seeded share of them, at least one."""
+    n = max(1, round(share * len(task.prompts)))
+    taken = np.zeros(len(task.prompts), dtype=bool)
+    taken[np.random.default_rng([seed, STREAMS["paired"]]).permutation(len(taken))[:n]] = True
+    return taken
+
+
+def _paired_note(paired: np.ndarray) -> list[str]:
+    if paired.all():
+        return []
+    return [
+        f"Training pairs stand on {paired.sum()} of {len(paired)} prompts, drawn by seed; SFT, "
+        "validation pairs and test on all."
+    ]
+
+
+def _pairs(
+    task: Task, part: str, n: int, seed: int, ids: Ids, paired: np.ndarray | None = None
+) -> tuple[Example, ...]:
+    """n pairs (chosen, rejected): two draws of the reference that differ, Bradley-Terry label.
+
+    paired: (P,) the prompts that they stand on, rho0 restricted to them; None = all.
+    """
     if (np.count_nonzero(task.reference, axis=1) < 2).any():
         raise InputError(f"{task.path}: a prompt's reference has one completion: no pair differs")
-    rho = np.cumsum(task.weights)
+    rho = np.cumsum(task.weights if paired is None else np.where(paired, task.weights, 0.0))
     made = []
     for i, (u_prompt, u_first, u_second, u_label) in enumerate(_uniforms(part, seed, n, 4)):
         prompt = _draw(rho, u_prompt)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llm.data.config import PROMPT_END
 from llm.data.example import Post
 from llm.data.hub import require_hub
 from llm.errors import InputError
@@ -82,10 +83,13 @@ def _encodings(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
         core.encode_special_tokens = before
 
 
-def prompt_text(subreddit: str, title: str, post: str) -> str:
-    """The TL;DR prompt (Stiennon et al. 2020). A subreddit's own "r/" is not doubled."""
+def prompt_text(subreddit: str, title: str, post: str, end: str = PROMPT_END) -> str:
+    """The TL;DR prompt (Stiennon et al. 2020). A subreddit's own "r/" is not doubled.
+
+    end: what the completion answers; "Two-Word TL;DR:" for Fig. 5 (App. C.1).
+    """
     subreddit = subreddit.removeprefix("r/")
-    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\n{end}"
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,19 @@ class Prompt:
     cut: bool
 
 
-def prompts(tokenizer: Any, posts: Iterable[Post], limit: int) -> dict[str, Prompt]:
+def prompts(
+    tokenizer: Any, posts: Iterable[Post], limit: int, end: str = PROMPT_END
+) -> dict[str, Prompt]:
     """The prompt of every post, by its whole text; posts longer than the limit are cut."""
-    whole = {prompt_text(p.subreddit, p.title, p.post): p for p in posts}
+    whole = {prompt_text(p.subreddit, p.title, p.post, end): p for p in posts}
     made = {}
     for (text, post), ids in zip(whole.items(), encode(tokenizer, list(whole)), strict=True):
         fits = len(ids) <= limit
-        made[text] = Prompt(text, ids, False) if fits else _cut(tokenizer, post, limit)
+        made[text] = Prompt(text, ids, False) if fits else _cut(tokenizer, post, limit, end)
     return made
 
 
-def _cut(tokenizer: Any, post: Post, limit: int) -> Prompt:
+def _cut(tokenizer: Any, post: Post, limit: int, end: str) -> Prompt:
     """Cut the post at its last newline, else by a character, until the prompt fits; always so.
 
     Cuts that cannot fit are skipped (`_may_fit`); the others are tried from the longest down.
@@ -115,10 +121,11 @@ def _cut(tokenizer: Any, post: Post, limit: int) -> Prompt:
     text = post.post
     cuts = [i for i in range(len(text) - 1, -1, -1) if text[i] == "\n"]
     cuts += range((cuts[-1] if cuts else len(text)) - 1, -1, -1)
-    longest = _may_fit(tokenizer, post, limit)
+    longest = _may_fit(tokenizer, post, limit, end)
     cuts = [cut for cut in cuts if cut <= longest]
     for start in range(0, len(cuts), CHUNK):
-        texts = [prompt_text(post.subreddit, post.title, text[:c]) for c in cuts[start:][:CHUNK]]
+        part = cuts[start : start + CHUNK]
+        texts = [prompt_text(post.subreddit, post.title, text[:cut], end) for cut in part]
         for candidate, ids in zip(texts, encode(tokenizer, texts), strict=True):
             if len(ids) <= limit:
                 return Prompt(candidate, ids, True)
@@ -127,15 +134,15 @@ def _cut(tokenizer: Any, post: Post, limit: int) -> Prompt:
     )
 
 
-def _may_fit(tokenizer: Any, post: Post, limit: int) -> int:
+def _may_fit(tokenizer: Any, post: Post, limit: int, end: str) -> int:
     """No cut of the post longer than this many characters can fit.
 
     Where no token of the whole prompt joins a word to the white space behind it, the tokens up to
     the end of a word stay the same wherever the text is cut later. They alone must then be fewer
     than the limit (at least one more follows). Otherwise every cut may fit.
     """
-    whole = prompt_text(post.subreddit, post.title, post.post)
-    head = len(prompt_text(post.subreddit, post.title, "")) - len("\n\nTL;DR:")
+    whole = prompt_text(post.subreddit, post.title, post.post, end)
+    head = len(prompt_text(post.subreddit, post.title, "", end)) - len(f"\n\n{end}")
     ends = np.array([match.start() for match in WORD_END.finditer(whole)], dtype=np.int64)
     spans = np.array(_encodings(tokenizer, [whole])[0].offsets, dtype=np.int64)
     crossing = np.searchsorted(ends, spans[:, 0], side="right") < np.searchsorted(ends, spans[:, 1])
@@ -158,12 +165,13 @@ class Completion:
 def completions(tokenizer: Any, texts: Iterable[str], limit: int | None) -> dict[str, Completion]:
     """ " " + text + EOS, tokenised apart from any prompt; too long: limit - 1 ids and EOS.
 
-    limit: in tokens, EOS included; None = never cut.
+    limit: in tokens, EOS included; None = never cut. An empty text (a sample may be one) is EOS.
     """
     unique = list(dict.fromkeys(texts))
     end = (tokenizer.eos_token_id,)
     made = {}
-    for text, ids in zip(unique, encode(tokenizer, [" " + t for t in unique]), strict=True):
+    spaced = [" " + text if text else "" for text in unique]
+    for text, ids in zip(unique, encode(tokenizer, spaced), strict=True):
         if limit is not None and len(ids) + 1 > limit:
             kept = ids[: limit - 1]
             made[text] = Completion(tokenizer.decode(kept).strip(), kept + end, True)

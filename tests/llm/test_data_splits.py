@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,16 @@ def test_no_post_in_two_parts(
     draw = st.sampled_from(names)
     corpus = corpus_of([(i, data.draw(draw)) for i in posts], [(i, data.draw(draw)) for i in pairs])
     split = split_by_post(corpus, DataConfig(), seed)
-    train = {p.key for p in split.sft} | {p.post.key for p in split.pairs}
-    validation = {p.post.key for p in split.validation_pairs}
-    test = {p.key for p in split.test}
-    assert not train & validation
-    assert not train & test
-    assert not validation & test
+    parts = {
+        "train": {p.key for p in split.sft} | {p.post.key for p in split.pairs},
+        "validation": {p.post.key for p in split.validation_pairs},
+        "test": {p.key for p in split.test},
+    }
+    for (a, first), (b, second) in combinations(parts.items(), 2):
+        assert len(first & second) == split.shared[f"{a} & {b}"]
+        assert official or not first & second
+    drawn = [part for part in ("test", "validation") if f"{part} by seed" in split.kind]
+    assert all(not parts[part] & parts[other] for part in drawn for other in {*parts} - {part})
     assert len({p.key for p in split.sft}) == len(split.sft)
     assert split == split_by_post(corpus, DataConfig(), seed)
 
@@ -130,17 +135,26 @@ def test_official_splits_stand_and_leaks_are_counted() -> None:
     )
     split = split_by_post(corpus, DataConfig(), 0)
     assert split.kind == "official"
-    assert {p.key for p in split.sft} == {"k0", "k5"}  # 1 is held out by its comparison
-    assert {p.post.key for p in split.pairs} == {"k0", "k6", "k7"}
-    assert {p.post.key for p in split.validation_pairs} == {"k1"}
+    assert {p.key for p in split.sft} == {"k0", "k1", "k5"}
+    assert {p.post.key for p in split.pairs} == {"k0", "k3", "k6", "k7"}
+    assert {p.post.key for p in split.validation_pairs} == {"k1", "k4"}
     assert {p.key for p in split.test} == {"k3", "k4"}
+    assert split.shared == {"train & validation": 1, "train & test": 1, "validation & test": 1}
     assert split.left_out == {
-        "official training rows of held-out posts": 3,  # the reference of 1, two comparisons of 3
-        "comparisons of test posts": 3,  # the test split has the last word on post 4
-        "references of validation posts": 2,
+        "training rows of posts held out by seed": 0,
+        "comparisons of test posts": 0,
+        "references of validation posts": 1,
         "further references of a post": 0,
         "references too long for SFT": 0,
     }
+
+
+def test_a_row_of_no_part_follows_its_post() -> None:
+    corpus = corpus_of([(0, "train"), (1, "test")], [(1, None), (2, None), (2, "validation")])
+    split = split_by_post(corpus, DataConfig(), 0)
+    assert [pair.post.key for pair in split.validation_pairs] == ["k2", "k2"]
+    assert split.left_out["comparisons of test posts"] == 1
+    assert not split.pairs
 
 
 def test_a_missing_test_part_is_drawn_from_unused_validation_posts() -> None:
@@ -152,6 +166,16 @@ def test_a_missing_test_part_is_drawn_from_unused_validation_posts() -> None:
     assert split.kind == "official, test by seed"
     assert {p.key for p in split.test} == {"k21", "k22", "k23"}
     assert len(split.sft) == 20
+
+
+def test_a_part_that_is_drawn_leaves_training() -> None:
+    corpus = corpus_of([(i, "train") for i in range(20)], [(i, "train") for i in range(10)])
+    split = split_by_post(corpus, DataConfig(n_test=5, n_validation_pairs=3), 0)
+    assert split.kind == "official, test by seed, validation by seed"
+    assert split.shared == {"train & validation": 0, "train & test": 0, "validation & test": 0}
+    assert len(split.sft) == 20 - 5 - 3
+    moved = 5 + 3 + len(corpus.pairs) - len(split.pairs)
+    assert split.left_out["training rows of posts held out by seed"] == moved
 
 
 def test_references_too_long_for_sft_are_left_out_and_counted(
@@ -184,6 +208,23 @@ def test_every_cut_is_in_the_card(small_tldr: Path, small_tokenizer: Any) -> Non
     texts = {t for e in (*data.pairs, *data.validation_pairs) for t in e.completion_ids}
     assert max(map(len, texts)) == 8
     assert data.card["cut"]["pair_completions"] > 0
+
+
+def test_two_words_have_prompts_and_no_sft(small_tldr: Path, small_tokenizer: Any) -> None:
+    """Posts, comparisons and test posts stay those of the summaries; references are whole."""
+    common = {"n_pairs": 20, "n_validation_pairs": 7, "n_test": 5}
+    plain = DataConfig(n_sft=10, **common)
+    words = DataConfig(n_sft=10, max_completion_tokens=5, prompt_end="Two-Word TL;DR:", **common)
+    one = load(small_tldr, tokenizer=small_tokenizer, limits=plain, seed=1)
+    two = load(small_tldr, tokenizer=small_tokenizer, limits=words, seed=1)
+    assert two.sft == ()
+    for part in ("pairs", "validation_pairs", "test"):
+        for a, b in zip(getattr(one, part), getattr(two, part), strict=True):
+            assert (a.post_id, a.completion_ids) == (b.post_id, b.completion_ids)
+            assert b.prompt == a.prompt.removesuffix("TL;DR:") + "Two-Word TL;DR:"
+    assert two.card["split"]["left_out"]["references too long for SFT"] == 0
+    assert any("no SFT" in note for note in two.card["notes"])
+    assert not any("no SFT" in note for note in one.card["notes"])
 
 
 # --- the real files ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,37 @@ def test_draws_depend_on_the_seed_alone(small_task_file: Path) -> None:
     assert few.card["counts"]["pairs"] == 60
     assert few.task is not None
     json.dumps(few.card, allow_nan=False)
+
+
+def test_pairs_on_a_share_of_the_prompts(small_task_file: Path) -> None:
+    """Only the training pairs change; on their prompts the weights keep their ratios."""
+    sizes = replace(SIZES, n_sft=200, n_pairs=4000, n_validation_pairs=200)
+    whole, half = (
+        load(small_task_file, tokenizer=None, limits=replace(sizes, paired_prompts=share), seed=3)
+        for share in (1.0, 0.5)
+    )
+    for part in ("sft", "validation_pairs", "test"):
+        assert getattr(half, part) == getattr(whole, part)
+    prompts = {e.post_id for e in half.pairs}
+    assert len(prompts) == 2 == half.card["counts"]["paired_prompts"]
+    assert len({e.post_id for e in whole.pairs}) == 4 == whole.card["counts"]["paired_prompts"]
+    assert prompts < {e.post_id for e in half.validation_pairs} == {e.post_id for e in half.sft}
+    task = read_task(small_task_file)
+    weight = {name: task.weights[task.prompts.index(name)] for name in prompts}
+    for name in prompts:
+        share = sum(e.post_id == name for e in half.pairs) / 4000
+        assert share == pytest.approx(weight[name] / sum(weight.values()), abs=0.03)
+    other = load(
+        small_task_file, tokenizer=None, limits=replace(sizes, paired_prompts=0.01), seed=3
+    )
+    assert len({e.post_id for e in other.pairs}) == 1
+    assert "1 of 4 prompts" in other.card["notes"][-1]
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
+def test_a_share_outside_of_0_to_1_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match="paired_prompts"):
+        DataConfig(paired_prompts=share)
 
 
 def test_draws_follow_reference_and_bradley_terry(small_task_file: Path) -> None:

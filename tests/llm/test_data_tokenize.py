@@ -40,17 +40,18 @@ PIECES = st.sampled_from(
         "___",
     ]
 )
+ENDS = st.sampled_from(["TL;DR:", "Two-Word TL;DR:"])
 
 
 def post_of(text: str, title: str = "A title") -> Post:
     return Post("key", "pets", title, text, None, None, "posts.jsonl", "posts.jsonl, line 7")
 
 
-def by_the_rule(tokenizer: Any, post: Post, limit: int) -> str | None:
+def by_the_rule(tokenizer: Any, post: Post, limit: int, end: str = "TL;DR:") -> str | None:
     """Cut at the last newline, else one character at a time, until it fits: literally."""
     text = post.post
     while True:
-        prompt = prompt_text(post.subreddit, post.title, text)
+        prompt = prompt_text(post.subreddit, post.title, text, end)
         if len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= limit:
             return prompt
         if not text:
@@ -58,13 +59,13 @@ def by_the_rule(tokenizer: Any, post: Post, limit: int) -> str | None:
         text = text[: text.rindex("\n")] if "\n" in text else text[:-1]
 
 
-def check_cut(tokenizer: Any, post: Post, limit: int) -> None:
-    wanted = by_the_rule(tokenizer, post, limit)
+def check_cut(tokenizer: Any, post: Post, limit: int, end: str = "TL;DR:") -> None:
+    wanted = by_the_rule(tokenizer, post, limit, end)
     if wanted is None:
         with pytest.raises(InputError, match=r"posts.jsonl, line 7: .* even without its post"):
-            prompts(tokenizer, [post], limit)
+            prompts(tokenizer, [post], limit, end)
         return
-    ((whole, found),) = prompts(tokenizer, [post], limit).items()
+    ((whole, found),) = prompts(tokenizer, [post], limit, end).items()
     assert found.text == wanted
     assert found.cut == (whole != wanted)
     assert list(found.ids) == tokenizer(wanted, add_special_tokens=False)["input_ids"]
@@ -74,14 +75,18 @@ def test_prompt_is_the_published_one() -> None:
     expected = "SUBREDDIT: r/pets\n\nTITLE: My dog\n\nPOST: It barks.\n\nTL;DR:"
     assert prompt_text("pets", "My dog", "It barks.") == expected
     assert prompt_text("r/pets", "My dog", "It barks.") == expected
+    two = "SUBREDDIT: r/pets\n\nTITLE: My dog\n\nPOST: It barks.\n\nTwo-Word TL;DR:"
+    assert prompt_text("pets", "My dog", "It barks.", "Two-Word TL;DR:") == two
 
 
 @settings(max_examples=120, deadline=None)
-@given(pieces=st.lists(PIECES, max_size=40), limit=st.integers(15, 70))
-@example(pieces=["dog"] * 40, limit=60)  # one word without an end: a character at a time
-@example(pieces=["\n"] * 30, limit=40)
-def test_truncation_is_the_rule(pieces: list[str], limit: int, small_tokenizer: Any) -> None:
-    check_cut(small_tokenizer, post_of("".join(pieces)), limit)
+@given(pieces=st.lists(PIECES, max_size=40), limit=st.integers(15, 70), end=ENDS)
+@example(pieces=["dog"] * 40, limit=60, end="TL;DR:")  # one word: a character at a time
+@example(pieces=["\n"] * 30, limit=40, end="TL;DR:")
+def test_truncation_is_the_rule(
+    pieces: list[str], limit: int, end: str, small_tokenizer: Any
+) -> None:
+    check_cut(small_tokenizer, post_of("".join(pieces)), limit, end)
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,6 +127,7 @@ def test_completions_are_apart_with_one_space_and_eos(small_tokenizer: Any) -> N
     assert cut.ids[:-1] == encode(small_tokenizer, [" " + "x" * 60])[0][:39]
     assert cut.text == small_tokenizer.decode(cut.ids[:-1]).strip()
     assert not completions(small_tokenizer, texts, None)["x" * 60].too_long
+    assert completions(small_tokenizer, [""], 5)[""].ids == (small_tokenizer.eos_token_id,)
 
 
 def test_a_special_tokens_name_in_a_text_is_text(small_tokenizer: Any) -> None:
