@@ -1,55 +1,37 @@
-"""One Sampler interface: completions seeded per prompt; transformers generate behind it."""
+"""Samplers: completions seeded per prompt, drawn by transformers here or by vLLM beside us."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from llm.models import backbone, load_policy
+from llm.errors import InputError
+from llm.models import autocast, backbone, load_policy
 from llm.runtime import Runtime
+from llm.sampler import Sample, Sampler, check_request
+from llm.vllm_sampler import VllmSampler
+
+__all__ = ["Sample", "Sampler", "TransformersSampler", "VllmSampler", "open_sampler"]
 
 ROWS = 8  # rows drawn at a time: their weights stay in the processor's cache
 SHRINK = 4  # ended rows leave the batch when they are a quarter of it
 BLOCK = 256  # vocabulary entries a block of the two-level inverse distribution function
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One completion. ids end with EOS exactly if `ended`."""
-
-    ids: tuple[int, ...]
-    ended: bool
-
-
-class Sampler(Protocol):
-    """Draws K completions a prompt; the same seed gives the same samples, whatever the batching."""
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        k: int,
-        temperature: float,
-        max_tokens: int,
-        seed: int,
-        report: Callable[[float], None] = ...,
-    ) -> list[list[Sample]]:
-        """For each prompt its K samples, at most `max_tokens` tokens each, EOS included."""
-        ...
-
-
 class TransformersSampler:
     """Sampling with transformers' generate; each prompt is prefilled once for its K samples."""
 
-    def __init__(self, model: Any, *, eos: int, pad: int, batch_prompts: int = 32) -> None:
+    def __init__(
+        self, model: Any, *, eos: int, pad: int, batch_prompts: int = 32, precision: str = "fp32"
+    ) -> None:
         self.model, self.eos, self.pad, self.batch_prompts = model.eval(), eos, pad, batch_prompts
+        self.precision = precision
 
     @torch.no_grad()
     def sample(
@@ -63,8 +45,7 @@ class TransformersSampler:
         report: Callable[[float], None] = lambda fraction: None,
     ) -> list[list[Sample]]:
         """See Sampler. Prompts are batched by length; draws depend on (seed, prompt index) only."""
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
+        check_request(prompts, k=k, temperature=temperature, max_tokens=max_tokens)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         results: list[list[Sample]] = [[] for _ in prompts]
         for start in range(0, len(order), self.batch_prompts):
@@ -73,7 +54,8 @@ class TransformersSampler:
                 [np.random.default_rng((seed, i)).random((k, max_tokens)) for i in part]
             )
             draws = _Draws(torch.from_numpy(uniforms), temperature)
-            ids = self._generate([prompts[i] for i in part], k, max_tokens, draws)
+            with autocast(self.precision, self.model.device):
+                ids = self._generate([prompts[i] for i in part], k, max_tokens, draws)
             for row, i in enumerate(part):
                 results[i] = [self._cut(line) for line in ids[row * k : (row + 1) * k].tolist()]
             report((start + len(part)) / len(order))
@@ -127,10 +109,19 @@ def open_sampler(
     """The sampler that a stage's settings ask for, over the policy saved in `folder`.
 
     sampling: {"sampler": "transformers" or "vllm", "precision"}; words: ids of "eos" and "pad".
+    vLLM takes most of a GPU's memory while it samples: nothing else should lie there then.
     """
-    model = load_policy(folder).to(device)
+    precision = str(sampling["precision"])
+    if sampling["sampler"] == "vllm":
+        return VllmSampler(folder, eos=words["eos"], runtime=runtime, precision=precision)
+    if sampling["sampler"] != "transformers":
+        raise InputError(f"unknown sampler {sampling['sampler']!r}; known: transformers, vllm")
     return TransformersSampler(
-        model, eos=words["eos"], pad=words["pad"], batch_prompts=batch_prompts
+        load_policy(folder).to(device),
+        eos=words["eos"],
+        pad=words["pad"],
+        batch_prompts=batch_prompts,
+        precision=precision,
     )
 
 
@@ -188,11 +179,15 @@ class _Draws:
 def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     """(R,) tokens at which the distribution function of softmax(logits / T) passes `uniforms`.
 
+    T = 0 takes the likeliest token, the first of several.
+
     It is inverted in two levels (block sums, then inside the block): no sort, and no cumulative
     sum over the whole vocabulary.
 
     logits: (R, vocabulary) fp32, any finite values or -inf; uniforms: (R,) float64 in [0, 1).
     """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
     rows, vocabulary = logits.shape
     weights = logits.new_zeros((rows, vocabulary + -vocabulary % BLOCK))
     inside = weights[:, :vocabulary]

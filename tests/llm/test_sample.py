@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from llm.config import ModelConfig
-from llm.models import new_policy
-from llm.sample import BLOCK, TransformersSampler, draw_tokens
+from llm.errors import InputError
+from llm.models import new_policy, save_policy
+from llm.runtime import Runtime
+from llm.sample import BLOCK, TransformersSampler, draw_tokens, open_sampler
 
 PAD, EOS, VOCABULARY = 1, 0, 23
 
@@ -66,9 +68,10 @@ def test_samples_do_not_depend_on_batching_and_follow_the_seed(policy):
     assert _sampler(policy, 4).sample(prompts, **settings, seed=8) != one
 
 
-def test_nearly_greedy_equals_generate(policy):
+@pytest.mark.parametrize("temperature", [0, 1e-4])
+def test_greedy_equals_generate(policy, temperature):
     prompts = [[5, 9, 11], [4, 8]]
-    ours = _sampler(policy).sample(prompts, k=1, temperature=1e-4, max_tokens=8, seed=0)
+    ours = _sampler(policy).sample(prompts, k=1, temperature=temperature, max_tokens=8, seed=0)
     for prompt, (sample,) in zip(prompts, ours, strict=True):
         plain = policy.generate(
             torch.tensor([prompt]),
@@ -89,3 +92,59 @@ def test_samples_end_at_eos_or_at_the_limit(policy):
         assert sample.ended == (sample.ids[-1] == EOS)
         assert EOS not in sample.ids[:-1]
         assert len(sample.ids) == 6 or sample.ended
+
+
+def test_the_likeliest_token_is_the_first_of_equals():
+    logits = torch.tensor([[0.0, 2.0, 2.0], [-torch.inf, -torch.inf, -3.0]])
+    u = torch.tensor([0.9, 0.0], dtype=torch.float64)
+    assert draw_tokens(logits, u, 0).tolist() == [1, 2]
+
+
+def test_bf16_is_the_forward_not_the_weights(policy, monkeypatch):
+    seen = set()
+    head = policy.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+    asked = {"k": 2, "temperature": 0.5, "max_tokens": 6, "seed": 3}
+    half = TransformersSampler(policy, eos=EOS, pad=PAD, precision="bf16").sample([[5, 9]], **asked)
+    assert seen == {torch.bfloat16}
+    seen.clear()
+    assert all(s.ids for s in half[0])
+    _sampler(policy).sample([[5, 9]], **asked)
+    hook.remove()
+    assert seen == {torch.float32}
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+
+
+def test_the_weights_in_the_folder_are_the_ones_sampled(policy, tmp_path):
+    save_policy(policy, tmp_path)
+    asked = {"k": 2, "temperature": 0.7, "max_tokens": 6, "seed": 0}
+    opened = open_sampler(
+        tmp_path,
+        sampling={"sampler": "transformers", "precision": "fp32"},
+        words={"eos": EOS, "pad": PAD},
+        runtime=Runtime(),
+    )
+    assert opened.sample([[5, 9]], **asked) == _sampler(policy).sample([[5, 9]], **asked)
+    with pytest.raises(InputError, match="unknown sampler 'VLLM'"):
+        open_sampler(
+            tmp_path,
+            sampling={"sampler": "VLLM", "precision": "fp32"},
+            words={"eos": EOS, "pad": PAD},
+            runtime=Runtime(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"k": 0}, "k = 0"),
+        ({"max_tokens": 0}, "max_tokens = 0"),
+        ({"prompts": [[5], []]}, "prompt 1 has no tokens"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(policy, settings, named):
+    asked = {"prompts": [[5]], "k": 1, "temperature": 1.0, "max_tokens": 2, "seed": 0, **settings}
+    with pytest.raises(ValueError, match=named):
+        _sampler(policy).sample(asked.pop("prompts"), **asked)
