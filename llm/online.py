@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from llm import tables
 from llm.config import OnlineConfig
 from llm.data.tokenize import load_tokenizer
 from llm.forward import completion_logps, completion_rewards
-from llm.models import RewardModel
-from llm.sample import Sample, TransformersSampler
-from llm.train import Row, score
+from llm.models import load_policy, load_reward_model
+from llm.objectives import Row
+from llm.sample import Sample, open_sampler
+from llm.train import score
 from llm.work import Work
 
 PAIR = pa.schema(
@@ -32,6 +34,7 @@ PAIR = pa.schema(
     ]
 )
 Ids = tuple[int, ...]
+Metrics = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def pools(examples: Sequence[Any], kind: str) -> list[Pool]:
 
 
 def best_and_worst(
-    samples: Sequence[Ids], scores: Sequence[float], rows: int
+    samples: Sequence[Hashable], scores: Sequence[float], rows: int
 ) -> list[tuple[int, int]]:
     """(winner, loser) indices for `rows` pairs: the best against the worst distinct sample.
 
@@ -72,43 +75,90 @@ def best_and_worst(
     return [(ranked[0], losers[row % len(losers)]) for row in range(rows)]
 
 
-def make_pairs(work: Work, policy: Any, rewards: RewardModel) -> dict[str, float | int | None]:
-    """Sample, score and pair; writes samples.parquet and pairs.parquet, returns the counts."""
+def added_pools(
+    examples: Sequence[Any], more: Sequence[Any], most: int | None, kind: str
+) -> list[Pool]:
+    """Pools of the SFT rows whose post no preference row has, at most `most` rows (Fig. 7)."""
+    known = {example.post_id for example in examples}
+    return pools([example for example in more if example.post_id not in known][:most], kind)
+
+
+def make(work: Work) -> Metrics:
+    """Sample, score and pair; writes samples.parquet and pairs.parquet, returns the counts.
+
+    One model is in memory at a time: the sampler's, the reward model, the policy.
+    """
     online = OnlineConfig(**work.settings["online"])
-    words = work.vocabulary
-    asked = pools(work.examples("pairs"), online.pool)
-    sampler = TransformersSampler(
-        policy, eos=words["eos"], pad=words["pad"], batch_prompts=online.batch_prompts
-    )
-    drawn = sampler.sample(
-        [pool.prompt_ids for pool in asked],
-        k=online.samples,
-        temperature=online.temperature,
-        max_tokens=work.settings["tokens"],
-        seed=work.seed,
-        report=lambda fraction: work.report(0.7 * fraction),
-    )
-    ids = [[sample.ids for sample in samples] for samples in drawn]
-    settings = {
-        "pad": words["pad"],
-        "batch_size": work.settings["batch"],
-        "device": policy.device,
-        "report": lambda fraction: work.report(0.7 + 0.15 * fraction),
-    }
+    examples = work.examples("pairs")
+    asked = pools(examples, online.pool)
+    own = len(asked)
+    if work.settings.get("more_prompts"):
+        asked += added_pools(examples, work.examples("sft"), online.more_prompts, online.pool)
     prompts = [pool.prompt_ids for pool in asked]
-    closed = [[_closed(sample, words["eos"]) for sample in samples] for samples in drawn]
-    ranked = score(
-        partial(completion_rewards, rewards), list(zip(prompts, closed, strict=True)), **settings
-    )
+    drawn = draw(work, prompts, k=online.samples, seed=work.seed, share=0.7)
+    ranked = _rewards(work, prompts, drawn)
+    ids = [[sample.ids for sample in samples] for samples in drawn]
     chosen = [
         best_and_worst(samples, scores, pool.rows)
         for pool, samples, scores in zip(asked, ids, ranked, strict=True)
     ]
-    logps = _logps(policy, prompts, ids, chosen, online.temperature, settings)
+    logps = _logps(work, prompts, ids, chosen, online.temperature)
     rows = _rows(asked, ids, ranked, chosen, logps)
     tables.write_rows(work.folder / "pairs.parquet", rows, PAIR)
-    _write_samples(work, asked, drawn, ranked)
-    return _counts(asked, drawn, chosen, rows)
+    write_samples(work, asked, drawn, decoded(work, drawn), ranked)
+    return {**_counts(asked, drawn, chosen, rows), **_factor(asked, own)}
+
+
+def draw(
+    work: Work, prompts: Sequence[Ids], *, k: int, seed: int, share: float
+) -> list[list[Sample]]:
+    """K samples of the stage's policy a prompt, at the online temperature.
+
+    share: of the stage's time, for its progress.
+    """
+    online = OnlineConfig(**work.settings["online"])
+    sampler = open_sampler(
+        work.inputs["policy"],
+        sampling=work.settings["sampling"],
+        words=work.vocabulary,
+        runtime=work.runtime,
+        batch_prompts=online.batch_prompts,
+        device=_device(),
+    )
+    return sampler.sample(
+        prompts,
+        k=k,
+        temperature=online.temperature,
+        max_tokens=work.settings["tokens"],
+        seed=seed,
+        report=lambda fraction: work.report(share * fraction),
+    )
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _rewards(
+    work: Work, prompts: Sequence[Ids], drawn: Sequence[Sequence[Sample]]
+) -> list[tuple[float, ...]]:
+    """The global reward model's score of every sample."""
+    model = load_reward_model(work.inputs["global_rm"]).to(_device()).eval()
+    eos = work.vocabulary["eos"]
+    closed = [[_closed(sample, eos) for sample in samples] for samples in drawn]
+    rows = list(zip(prompts, closed, strict=True))
+    return score(partial(completion_rewards, model), rows, **_scoring(work, 0.7))
+
+
+def _scoring(work: Work, start: float) -> dict[str, Any]:
+    """How models score; `start`: the stage's progress before it, of which this is 0.15."""
+    return {
+        "pad": work.vocabulary["pad"],
+        "batch_size": work.settings["batch"],
+        "device": _device(),
+        "precision": work.settings["sampling"]["precision"],
+        "report": lambda fraction: work.report(start + 0.15 * fraction),
+    }
 
 
 def _closed(sample: Sample, eos: int) -> Ids:
@@ -117,14 +167,17 @@ def _closed(sample: Sample, eos: int) -> Ids:
 
 
 def _logps(
-    policy: Any,
+    work: Work,
     prompts: Sequence[Ids],
     ids: Sequence[Sequence[Ids]],
     chosen: Sequence[Sequence[tuple[int, int]]],
     temperature: float,
-    settings: dict[str, Any],
 ) -> list[dict[int, float]]:
-    """For each pool, the sampling policy's log-prob of every sample that a pair uses."""
+    """For each pool, the sampling policy's log-prob of every sample that a pair uses.
+
+    By the forward and in the precision of training, never the sampler's own numbers: another
+    engine's log-probs would start the loss away from ln 2.
+    """
     used = [sorted({i for pair in pairs for i in pair}) for pairs in chosen]
     most = max((len(indices) for indices in used), default=0)
     asked = [pool for pool, indices in enumerate(used) if indices]
@@ -133,8 +186,9 @@ def _logps(
         padded = used[pool] + used[pool][:1] * (most - len(used[pool]))
         rows.append((prompts[pool], [ids[pool][i] for i in padded]))
     found: list[dict[int, float]] = [{} for _ in used]
+    policy = load_policy(work.inputs["policy"]).to(_device()).eval()
     measure = partial(completion_logps, policy, temperature=temperature)
-    for pool, values in zip(asked, score(measure, rows, **settings), strict=True):
+    for pool, values in zip(asked, score(measure, rows, **_scoring(work, 0.85)), strict=True):
         found[pool] = dict(zip(used[pool], values, strict=False))
     return found
 
@@ -162,27 +216,37 @@ def _rows(
     ]
 
 
-def _write_samples(
+def decoded(work: Work, drawn: Sequence[Sequence[Sample]]) -> list[list[str]]:
+    """The texts of samples, without EOS and white space around them."""
+    tokenizer = load_tokenizer(work.inputs["data"] / "tokenizer")
+    return [
+        [tokenizer.decode(sample.ids, skip_special_tokens=True).strip() for sample in samples]
+        for samples in drawn
+    ]
+
+
+def write_samples(
     work: Work,
     asked: Sequence[Pool],
     drawn: Sequence[Sequence[Sample]],
-    scores: Sequence[Sequence[float]],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]] | None = None,
 ) -> None:
-    tokenizer = load_tokenizer(work.inputs["data"] / "tokenizer")
+    """Every sample as a row of samples.parquet."""
     rows = [
         {
             "prompt_id": pool.prompt_id,
             "prompt": pool.prompt,
-            "sample": tokenizer.decode(sample.ids, skip_special_tokens=True).strip(),
+            "sample": texts[p][i],
             "ids": sample.ids,
             "tokens": len(sample.ids),
             "ended": sample.ended,
-            "score": value,
+            "score": None if scores is None else scores[p][i],
             "reference": None,
             "reference_score": None,
         }
-        for pool, samples, values in zip(asked, drawn, scores, strict=True)
-        for sample, value in zip(samples, values, strict=True)
+        for p, (pool, samples) in enumerate(zip(asked, drawn, strict=True))
+        for i, sample in enumerate(samples)
     ]
     tables.write_rows(work.folder / "samples.parquet", rows, tables.SAMPLE)
 
@@ -192,18 +256,33 @@ def _counts(
     drawn: Sequence[Sequence[Sample]],
     chosen: Sequence[Sequence[tuple[int, int]]],
     rows: Sequence[dict[str, Any]],
-) -> dict[str, float | int | None]:
-    flat = [sample for samples in drawn for sample in samples]
+) -> Metrics:
     return {
-        "pools": len(asked),
-        "samples": len(flat),
+        **sampled(drawn),
         "pairs": len(rows),
         "pairs_asked": sum(pool.rows for pool in asked),
         "pools_dropped_all_identical": sum(not pairs for pairs in chosen),
         "pairs_tied_in_score": sum(r["chosen_score"] == r["rejected_score"] for r in rows),
-        "distinct_samples_per_pool": sum(len({s.ids for s in x}) for x in drawn) / len(drawn),
-        "ended_rate": sum(sample.ended for sample in flat) / len(flat),
-        "mean_tokens": sum(len(sample.ids) for sample in flat) / len(flat),
+    }
+
+
+def _factor(asked: Sequence[Pool], own: int) -> Metrics:
+    """How many rows prompts without preferences add, and by what factor the rows grow."""
+    rows = sum(pool.rows for pool in asked[:own])
+    added = sum(pool.rows for pool in asked[own:])
+    return {"pairs_asked_added": added, "rows_factor": (rows + added) / rows if rows else None}
+
+
+def sampled(drawn: Sequence[Sequence[Sample]]) -> Metrics:
+    """What is counted of pools of samples; None of no samples."""
+    flat = [sample for samples in drawn for sample in samples]
+    distinct = [len({sample.ids for sample in samples}) for samples in drawn]
+    return {
+        "pools": len(drawn),
+        "samples": len(flat),
+        "distinct_samples_per_pool": sum(distinct) / len(drawn) if drawn else None,
+        "ended_rate": sum(sample.ended for sample in flat) / len(flat) if flat else None,
+        "mean_tokens": sum(len(sample.ids) for sample in flat) / len(flat) if flat else None,
     }
 
 
