@@ -9,8 +9,8 @@ from typing import Any
 
 from paper_figures.levels import (
     ARMS,
-    CONTROLLED,
     EVALUATED,
+    controlled_of,
     evaluation_stages,
     per_seed,
     stages_of,
@@ -70,7 +70,7 @@ def _length_row(study: Study, policy: str, stage: Stage, rows: tuple[SampleRow, 
         where=where_words(stage),
         seed=ABSENT if stage.seed is None else str(stage.seed),
         win_rate=score("win_rate"),
-        controlled=score(CONTROLLED),
+        controlled=number(controlled_of(study, policy, stage)),
         rouge_l=score("rouge_l"),
         samples=count(n),
         tokens=number(sum(row.tokens for row in rows) / n, 1),

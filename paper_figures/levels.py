@@ -119,7 +119,8 @@ def _level(study: Study, metric: str, name: str, figure: str, size: str) -> Leve
     tokens = _mean(per_seed(study, "mean_tokens", name, branch, size))
     controlled = None
     if metric == "win_rate":
-        controlled = _mean(per_seed(study, CONTROLLED, name, branch, size))
+        row = measured_row(study, figure, f"{CONTROLLED}[{name}]", size)
+        controlled = None if row is None else row.value
     if measured is None:
         return Level(name, points, tokens=tokens, controlled=controlled)
     interval = (measured.low, measured.high, measured.interval)
@@ -144,6 +145,17 @@ def per_seed(
         if (value := stage.metrics.get(metric)) is not None:
             found[stage.seed] = value
     return found
+
+
+def controlled_of(study: Study, policy: str, stage: Stage) -> float | None:
+    """The length-controlled win rate of the policy that a stage evaluated, at its seed."""
+    for row in study.measurements or ():
+        place = (branch_of(study, row.figure), size_of(study, row))
+        if row.quantity == f"{CONTROLLED}[{policy}]" and place == (stage.branch, stage.size):
+            values = dict(zip(row.seeds, row.per_seed, strict=False))
+            seed = row.seeds[0] if stage.seed is None and row.seeds else stage.seed
+            return None if seed is None else values.get(seed)
+    return None
 
 
 def gap_level(study: Study, name: str, figure: str, metric: str, arms: tuple[str, str]) -> Level:

@@ -74,6 +74,7 @@ def _section(
     names = dict.fromkeys(name for verdict in mine for name in verdict.hypotheses)
     words = {} if study is None else study.hypotheses
     matched = matched_sentences(study) if study is not None and figure == "fig9" else []
+    notes = (v.measurement.note for v in mine if v.measurement and v.measurement.note)
     return FigureSection(
         name=figure,
         title=ALL_TITLES[figure],
@@ -81,7 +82,7 @@ def _section(
         claims=tuple(dict.fromkeys(verdict.prediction.paper_claim for verdict in mine)),
         hypotheses=tuple((name, words.get(name, "")) for name in names),
         lines=tuple(_line(verdict) for verdict in mine),
-        sentences=tuple(matched),
+        sentences=(*matched, *dict.fromkeys(notes)),
         tally=prose.tally(verdict.outcome for verdict in mine),
     )
 

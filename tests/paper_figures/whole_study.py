@@ -46,6 +46,7 @@ def main(root: Path) -> Path:
     predictions = list(_predictions())
     measured = [_measurement(p, size) for p in predictions for size in _sizes(p)]
     measured += [_matched(size) for size in SIZES]
+    measured += [_controlled(name, size) for name in ARMS for size in SIZES]
     save(root / "measurements.json", "measurements", measured)
     verdicts = [judge(p, m) for p in predictions for m in measured if _about(p, m)]
     save(root / "verdicts.json", "verdicts", verdicts, scale_note=None)
@@ -63,7 +64,7 @@ def _about(prediction: Prediction, measurement: Measurement) -> bool:
 def _records(root: Path) -> Iterator[tuple[str, str]]:
     for size, parameters in SIZES.items():
         at = {"size": "" if size == "1.4b" else size}
-        bonus = 0.08 * math.log2(parameters / 1.4e9)
+        bonus = _bonus(size)
         yield _write(root, "sft", None, at, {"parameters": int(parameters)}, CURVE)
         for name, level in (ARMS | MORE).items():
             yield from _policy(root, name, at, level + bonus, tokens=30.0)
@@ -82,6 +83,11 @@ def _records(root: Path) -> Iterator[tuple[str, str]]:
         yield from _policy(root, name, {"branch": "ranked"}, level, tokens=31.0, rouge=True)
 
 
+def _bonus(size: str) -> float:
+    """How much better larger models are."""
+    return 0.08 * math.log2(SIZES[size] / 1.4e9)
+
+
 def _policy(
     root: Path, name: str, at: Value, level: float, *, tokens: float, rouge: bool = False
 ) -> Iterator[tuple[str, str]]:
@@ -94,8 +100,7 @@ def _policy(
             samples=name in ("sft", "dpo"),
         )  # fmt: skip
         if not rouge:
-            judged = {"win_rate": value, "length_controlled_win_rate": value - 0.02}
-            yield _write(root, f"judge_{name}", seed, at, judged)
+            yield _write(root, f"judge_{name}", seed, at, {"win_rate": value})
 
 
 def _best_of_n(
@@ -205,6 +210,11 @@ def _measurement(prediction: Prediction, size: str | None) -> Measurement:
 def _matched(size: str) -> Measurement:
     quantity = "val_loss[local_rm] - val_loss[global_rm_matched]"
     return _of("fig9", quantity, "nats per pair", 0.02, size)
+
+
+def _controlled(name: str, size: str) -> Measurement:
+    quantity = f"length_controlled_win_rate[{name}]"
+    return _of("fig3", quantity, POINTS, ARMS[name] + _bonus(size) - 0.02, size)
 
 
 def _of(figure: str, quantity: str, unit: str, value: float, size: str | None) -> Measurement:
