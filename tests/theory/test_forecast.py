@@ -17,8 +17,9 @@ from theory.forecast import forecast, read_task, summary
 from theory.operators import temper, win_rate
 from theory.predictions import load_predictions
 from theory.soft import leaf_log_probs, policy_from_leaves
-from theory.tasks import Task, WalshTask, load_task, make_task, save_task
+from theory.tasks import Task, WalshTask, joint_features, load_task, make_task, save_task
 from theory.toy import REWARD_MODELS, Pairs, Toy, ToyConfig, ToyResult, simulate, task_world
+from theory.twins import FIGURES
 
 SHIPPED = Path(__file__).parents[2] / "llm" / "data" / "shipped"
 
@@ -37,12 +38,41 @@ def test_the_shipped_predictions_come_from_the_default_command(tmp_path: Path):
     out = tmp_path / "predictions.json"
     assert main(["forecast", "fig3", "fig9", "--out", str(out)]) == 0
     shipped = load_predictions(SHIPPED / "predictions.json")
-    for new, old in zip(load_predictions(out), shipped, strict=True):
+    again = [row for row in shipped if row.figure in ("fig3", "fig9")]
+    for new, old in zip(load_predictions(out), again, strict=True):
         assert new.value == pytest.approx(old.value, abs=1e-6)
         assert new.error == pytest.approx(old.error, abs=1e-6)
         assert replace(new, value=0.0, error=0.0) == replace(old, value=0.0, error=0.0)
-    assert len(shipped) == 7
-    assert json.loads(out.read_text())["task"] == load_task(SHIPPED / "task.json").sha256
+    assert len(again) == 7
+    header = {**json.loads(out.read_text()), "predictions": None}
+    assert header["task"] == load_task(SHIPPED / "task.json").sha256
+    body = json.loads((SHIPPED / "predictions.json").read_text())
+    assert {**body, "predictions": None} == header  # one task, one set of settings for all figures
+    assert list(dict.fromkeys(row.figure for row in shipped)) == list(FIGURES)
+
+
+@pytest.mark.parametrize("name", ["fig8", "fig10"])
+def test_other_shipped_values_are_the_twins(name: str):
+    """Figs. 4 to 7 take minutes: `make bridge` makes them again."""
+    task, config, figure = read_task(None), ToyConfig(), FIGURES[name]
+    twin = figure.read(task, config, figure.simulate(task, config, lambda done: None))
+    shipped = [row for row in load_predictions(SHIPPED / "predictions.json") if row.figure == name]
+    for new, old in zip(twin.quantities, shipped, strict=True):
+        assert (new.name, new.relation, new.margin) == (old.quantity, old.relation, old.margin)
+        assert new.value == pytest.approx(old.value, abs=1e-6)
+
+
+def test_a_lookup_table_has_one_class_in_two_coordinates(tmp_path: Path):
+    """Weights of each prompt, or joint ones of every degree: the same fitted rewards."""
+    spec = WalshTask(prompt_bits=2, completion_bits=2, degree=4)
+    save_task(tmp_path / "task.json", make_task(spec))
+    task = load_task(tmp_path / "task.json")
+    assert task.family == "lookup"
+    toy = toy_of(task, ToyConfig(n_pairs=50))
+    assert toy.features.shape == (4, 3)
+    pairs = toy.preferences(jax.random.key(1))
+    joint = toy.global_reward(pairs, jnp.asarray(joint_features(2, 2, 4)))
+    np.testing.assert_allclose(toy.global_reward(pairs), joint, atol=1e-9)
 
 
 def test_the_sft_policy_is_the_reference(small: Task):

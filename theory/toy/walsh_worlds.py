@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 
 from theory.errors import InputError
 from theory.tasks import Task, WalshTask, joint_features, make_task
 from theory.toy.pieces import World, make_world
 from theory.tree import TokenTree
+from theory.walsh import all_bits, subsets
+from theory.walsh import features as walsh_features
 
 CONTAINED = 1e-8  # relative: task files round the gold reward at 1e-10
 
@@ -17,15 +21,30 @@ CONTAINED = 1e-8  # relative: task files round the gold reward at 1e-10
 def task_world(task: Task) -> World:
     """The world of an exported task.
 
-    Raises InputError for a task that is not a Walsh task, one bit a token, without EOS.
+    Raises InputError for a task that is neither a Walsh task nor a lookup table, one bit a token,
+    without EOS.
     """
-    if task.family != "walsh" or task.tree.eos is not None:
+    if task.family not in ("walsh", "lookup") or task.tree.eos is not None:
         raise InputError(
-            "the toy forecast needs a walsh task without EOS, got family "
+            "the toy forecast needs a walsh or lookup task without EOS, got family "
             f"{task.family!r}, eos {task.tree.eos!r}"
         )
-    table = joint_features(*_walsh_parameters(task))
+    prompt_bits, bits, degree = _walsh_parameters(task)
+    if degree == prompt_bits + bits:
+        table = all_terms(prompt_bits, bits)
+    else:
+        table = joint_features(prompt_bits, bits, degree)
     return make_world(task.tree, task.reward, task.log_reference, table)
+
+
+def all_terms(prompt_bits: int, completion_bits: int) -> Float[np.ndarray, "L D"]:
+    """`joint_features` of full degree, a prompt its own weights: the same class, the same ridge.
+
+    The weights of the prompts are the joint ones turned by an orthogonal matrix and divided by the
+    root of the number of prompts, for which the features make up.
+    """
+    terms = subsets(completion_bits, completion_bits)
+    return walsh_features(all_bits(completion_bits), terms) * math.sqrt(2**prompt_bits)
 
 
 def walsh_worlds(
