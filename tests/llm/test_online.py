@@ -1,11 +1,21 @@
-"""Which samples become a pair."""
+"""Which samples become a pair, by whose numbers, and on which prompts."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.online import best_and_worst, pools
+from llm import online, tables
+from llm.config import OnlineConfig
+from llm.data.config import DataConfig
+from llm.forward import completion_logps, completion_rewards
+from llm.models import load_policy, load_reward_model
+from llm.online import added_pools, best_and_worst, pools
+from llm.train import score
+from tests.llm.small_stages import data_stage, random_policy, random_reward_model, work_of
 
 
 @dataclass(frozen=True)
@@ -13,6 +23,7 @@ class _Example:
     example_id: str
     prompt: str
     prompt_ids: tuple[int, ...]
+    post_id: str = ""
 
 
 def test_best_against_worst():
@@ -58,3 +69,72 @@ def test_pools_by_row_and_by_prompt():
         ((0,), 3),
         ((1,), 2),
     ]
+
+
+def test_added_pools_are_of_posts_without_preferences():
+    """SFT rows in their order, at most so many; a post counts, not how its text was cut."""
+    rows = [_Example(f"pairs/{i}", "p", (i,), f"post {i % 3}") for i in range(5)]
+    more = [_Example(f"sft/{i}", "p", (9, i // 2), f"post {i}") for i in range(9)]
+    assert [p.prompt_id for p in added_pools(rows, more, None, "row")] == [
+        f"sft/{i}" for i in range(3, 9)
+    ]
+    assert [p.prompt_id for p in added_pools(rows, more, 2, "row")] == ["sft/3", "sft/4"]
+    assert [(p.prompt_id, p.rows) for p in added_pools(rows, more, 3, "prompt")] == [
+        ("sft/3", 1),
+        ("sft/4", 2),
+    ]
+
+
+@pytest.fixture
+def stages(small_tldr, small_tokenizer_file, tmp_path):
+    """Folders of a data stage, a policy and a reward model."""
+    limits = DataConfig(n_sft=8, n_pairs=12, n_validation_pairs=6, n_test=4)
+    data = data_stage(tmp_path / "data", small_tldr, limits, small_tokenizer_file)
+    words = json.loads((data / "vocabulary.json").read_text())
+    return {
+        "data": data,
+        "policy": random_policy(tmp_path / "policy", words),
+        "global_rm": random_reward_model(tmp_path / "reward", words),
+    }
+
+
+def test_pairs_hold_the_trainers_numbers(stages, tmp_path):
+    """Scores by the reward model, log-probs by the trainer's forward at the temperature."""
+    settings = asdict(OnlineConfig(samples=4, temperature=0.5, batch_prompts=3))
+    work = work_of(tmp_path, stages, 7, online=settings)
+    metrics = online.make(work)
+    rows = tables.read_rows(work.folder / "pairs.parquet")
+    assert metrics["pairs"] == len(rows) == 12
+    assert (metrics["pairs_asked_added"], metrics["rows_factor"]) == (0, 1.0)
+    words = work.vocabulary
+    ids = [(tuple(row["prompt_ids"]), (row["chosen_ids"], row["rejected_ids"])) for row in rows]
+    policy, rewards = load_policy(stages["policy"]), load_reward_model(stages["global_rm"])
+    measure = partial(completion_logps, policy, temperature=0.5)
+    for row, logps in zip(rows, score(measure, ids, pad=words["pad"], batch_size=5), strict=True):
+        assert (row["chosen_logp"], row["rejected_logp"]) == pytest.approx(logps, abs=1e-4)
+    closed = [
+        (p, [[*c] + [words["eos"]] * (c[-1] != words["eos"]) for c in pair]) for p, pair in ids
+    ]
+    measure = partial(completion_rewards, rewards)
+    for row, values in zip(
+        rows, score(measure, closed, pad=words["pad"], batch_size=5), strict=True
+    ):
+        assert (row["chosen_score"], row["rejected_score"]) == pytest.approx(values, abs=1e-5)
+        assert row["chosen_score"] >= row["rejected_score"]
+    assert len(online.read_pairs(work.folder)) == 12
+
+
+def test_more_prompts_are_the_sft_posts_without_pairs(stages, tmp_path):
+    settings = OnlineConfig(samples=2, temperature=1.0)
+    work = work_of(tmp_path / "all", stages, 0, online=asdict(settings), more_prompts=True)
+    metrics = online.make(work)
+    known = {example.post_id for example in work.examples("pairs")}
+    others = [e.prompt_ids for e in work.examples("sft") if e.post_id not in known]
+    rows = [tuple(row["prompt_ids"]) for row in tables.read_rows(work.folder / "pairs.parquet")]
+    assert 0 < len(others) < 8
+    assert rows[12:] == others
+    assert metrics["pairs_asked_added"] == len(others)
+    assert metrics["rows_factor"] == (12 + len(others)) / 12
+    few = asdict(replace(settings, more_prompts=1))
+    work = work_of(tmp_path / "one", stages, 0, online=few, more_prompts=True)
+    assert online.make(work)["pairs_asked_added"] == 1
