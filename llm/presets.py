@@ -91,6 +91,14 @@ def _scratch(hidden_size: int, layers: int, heads: int, *, max_positions: int) -
     )
 
 
+def _tiny_of(n_pairs: int, kind: DataKind) -> StudyConfig:
+    """The tiny preset with another number of training pairs; steps x rate stays as it is."""
+    tiny = _tiny(kind)
+    branches = {name: replace(data, n_pairs=n_pairs) for name, data in tiny.branches.items()}
+    data = replace(tiny.data, n_pairs=n_pairs)
+    return replace(tiny, preset=f"tiny-{n_pairs}", data=data, branches=branches)
+
+
 def _two_word(data: DataConfig, n_test: int | None) -> DataConfig:
     """App. C.1: another end of the prompt, five tokens; 6000 test prompts (App. C.4)."""
     return replace(
@@ -138,6 +146,7 @@ def _pythia(name: str, sizes: tuple[str, ...], kind: DataKind) -> StudyConfig:
 
 PRESETS: dict[str, Callable[[DataKind], StudyConfig]] = {
     "tiny": _tiny,
+    **{f"tiny-{n}": partial(_tiny_of, n) for n in (256, 4096)},  # pairs: less, more (make bridge)
     "small": _small,
     **{size: partial(_pythia, size, (size,)) for size in PYTHIA},
     "paper": partial(_pythia, "paper", tuple(PYTHIA)),
