@@ -208,9 +208,15 @@ def test_the_rate_limit_holds_for_several_judges_together(server: Server, opened
 
 
 def test_retry_after_stops_every_thread(server: Server, opened: Open) -> None:
-    server.faults.append("wait 0.5")
-    opened(concurrency=1).prefer(ROWS)
-    assert server.times[1] - server.times[0] > 0.49
+    def slowly(prompt: str) -> str:
+        time.sleep(0.2)
+        return longer(prompt)
+
+    server.answer = slowly
+    server.faults.append("wait 0.8")
+    opened(concurrency=3).prefer(ROWS[:3])
+    assert len(server.times) == 7
+    assert min(server.times[3:]) - server.times[0] > 0.79
 
 
 def test_a_very_long_retry_after_is_an_end(server: Server, opened: Open) -> None:
