@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from paper_figures.compare import DIFFERENCE_CAPTION, differences_panels
 from paper_figures.levels import (
     REWARD_MODELS,
     Level,
+    size_of,
     size_words,
     sizes,
     stages_of,
@@ -57,14 +59,28 @@ def _curves(study: Study) -> list[Panel]:
 
 
 def _source(study: Study, source: str, score: str, size: str) -> dict[str, Curve]:
-    curves = {rm: curve(study, f"bon_{source}_{rm}", score, size) for rm in REWARD_MODELS}
+    curves = {rm: curve(study, f"{source}_{rm}", score, size) for rm in REWARD_MODELS}
     return {rm: found for rm, found in curves.items() if found}
 
 
 def curve(study: Study, name: str, score: str, size: str = "") -> Curve:
-    """The level at every N that was recorded, over the seeds that recorded it."""
+    """The level at every N that was measured; name: "sft_global_rm"."""
+    return _measured(study, name, score, size) or _recorded(study, name, score, size)
+
+
+def _measured(study: Study, name: str, score: str, size: str) -> Curve:
+    found: Curve = {}
+    for row in study.measurements or ():
+        here = row.figure == "fig10" and size_of(study, row) == size
+        match = re.fullmatch(rf"{score}\[best_of_(\d+)_{name}\]", row.quantity) if here else None
+        if match and row.per_seed:
+            found[int(match[1])] = Level(name, row.per_seed, row.low, row.high, row.interval)
+    return dict(sorted(found.items()))
+
+
+def _recorded(study: Study, name: str, score: str, size: str) -> Curve:
     values: dict[int, list[float]] = {}
-    for stage in stages_of(study, name):
+    for stage in stages_of(study, f"bon_{name}"):
         if (stage.branch, stage.size) == ("", size):
             for key, value in stage.metrics.items():
                 metric, at, n = key.partition("@")

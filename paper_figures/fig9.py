@@ -12,7 +12,7 @@ from paper_figures.compare import (
 from paper_figures.levels import ARMS, levels, measured_row, size_words, sizes
 from paper_figures.prose import number, span
 from paper_figures.records import Study
-from paper_figures.style import Panel, Picture, label
+from paper_figures.style import Panel, Picture
 from theory.predictions import Verdict
 
 METRICS = (
@@ -60,15 +60,14 @@ def matched_sentences(study: Study) -> list[str]:
     """What becomes of "local is worse than global" once both are trained the same way."""
     out = []
     for size in sizes(study):
-        where = f" ({size_words(study, size)})" if size_words(study, size) else ""
-        for other in ("local_rm", "dpo_rm"):
-            quantity = f"val_loss[{other}] - val_loss[global_rm_matched]"
-            row = measured_row(study, "fig9", quantity, size)
-            if row is not None:
-                value = f"{number(row.value, sign=True)} {span(row.low, row.high)}".strip()
-                note = f" {row.note}" if row.note else ""
-                out.append(
-                    f"Trained like the others, the global reward model{where}: {label(other)} "
-                    f"has a validation loss {value} {row.unit} above it.{note}"
-                )
+        quantity = "val_loss[local_rm] - val_loss[global_rm_matched]"
+        row = measured_row(study, "fig9", quantity, size)
+        if row is not None:
+            where = f" ({size_words(study, size)})" if size_words(study, size) else ""
+            value = f"{number(row.value, sign=True)} {span(row.low, row.high)}".strip()
+            note = f" The {row.note}." if row.note else ""
+            out.append(
+                f"Trained like the others, the global reward model{where} leaves Local RM a "
+                f"validation loss {value} {row.unit} above its own.{note}"
+            )
     return out

@@ -24,6 +24,7 @@ from theory.predictions import (
     load_verdicts,
 )
 
+STUDY_FILES = ("study.json", "measurements.json")
 SOUGHT = ("check.json", "sweep/grid.json", "predictions.json", "study/study.json")
 
 
@@ -79,6 +80,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What one verdict says of a hypothesis: "for", "against", or None where it says nothing."""
+
+    figure: str
+    quantity: str
+    size: str | None
+    outcome: str
+    says: str | None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One of the paper's hypotheses, how figures could contradict it, and what they say."""
+
+    name: str
+    words: str
+    contradictable: tuple[tuple[str, str], ...]  # (figure, how)
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """A study directory of the language-model side."""
 
@@ -95,7 +117,8 @@ class Study:
     measurements: tuple[Measurement, ...] | None
     verdicts: tuple[Verdict, ...] | None
     scale_note: str | None
-    hypotheses: dict[str, str]  # name -> what it says; empty where none were written
+    hypotheses: tuple[Hypothesis, ...]  # empty where none were written
+    carry_over: str | None  # how a forecast carries over to a larger model
 
 
 @dataclass(frozen=True)
@@ -123,14 +146,14 @@ def load_folder(path: Path) -> Folder:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    study_path = path if (path / "study.json").exists() else path / "study"
+    study_path = path if any((path / n).exists() for n in STUDY_FILES) else path / "study"
     folder = Folder(
         path=path,
         checks=_if_there(path / "check.json", load_checks),
         sweep=load_sweep(path / "sweep") if (path / "sweep" / "grid.json").exists() else None,
         task=_if_there(path / "task.json", load_task),
         predictions=_if_there(path / "predictions.json", _predictions),
-        study=load_study(study_path) if (study_path / "study.json").exists() else None,
+        study=_study(study_path),
     )
     found = (folder.checks, folder.sweep, folder.predictions, folder.study)
     if all(part is None for part in found):
@@ -142,6 +165,13 @@ def load_folder(path: Path) -> Folder:
 
 def _if_there(path: Path, load: Any) -> Any:
     return load(path) if path.exists() else None
+
+
+def _study(path: Path) -> Study | None:
+    """A study, or what was measured elsewhere and compared; None where neither is there."""
+    if (path / "study.json").exists():
+        return load_study(path)
+    return load_tables(path) if (path / "measurements.json").exists() else None
 
 
 def load_checks(path: Path) -> tuple[Check, ...]:
@@ -205,7 +235,32 @@ def load_study(path: Path) -> Study:
         measurements=_if_there(path / "measurements.json", _measurements),
         verdicts=_if_there(verdict_file, _verdicts),
         scale_note=_if_there(verdict_file, _scale_note),
-        hypotheses=_if_there(path / "hypotheses.json", _hypotheses) or {},
+        hypotheses=_if_there(path / "hypotheses.json", _hypotheses) or (),
+        carry_over=_if_there(path / "hypotheses.json", _carry_over),
+    )
+
+
+def load_tables(path: Path) -> Study:
+    """Measurements made elsewhere, with their verdicts: a study without any stage."""
+    measured = _measurements(path / "measurements.json")
+    seeds = dict.fromkeys(seed for row in measured for seed in row.seeds)
+    sizes = dict.fromkeys(row.size for row in measured if row.size is not None)
+    return Study(
+        path=path,
+        figures=tuple(dict.fromkeys(row.figure for row in measured)),
+        preset=None,
+        config={"models": {size: {} for size in sizes}},
+        data={"kind": "tables"},
+        seeds=tuple(seeds),
+        stages=(),
+        total_seconds=None,
+        commands=(),
+        data_card=None,
+        measurements=measured,
+        verdicts=_if_there(path / "verdicts.json", _verdicts),
+        scale_note=_if_there(path / "verdicts.json", _scale_note),
+        hypotheses=_if_there(path / "hypotheses.json", _hypotheses) or (),
+        carry_over=_if_there(path / "hypotheses.json", _carry_over),
     )
 
 
@@ -237,10 +292,34 @@ def _scale_note(path: Path) -> str | None:
     return Fields(read_json(path), path).maybe("scale_note", str)
 
 
-def _hypotheses(path: Path) -> dict[str, str]:
+def _hypotheses(path: Path) -> tuple[Hypothesis, ...]:
     rows = Fields(read_json(path), path).items("hypotheses")
-    fields = [Fields(row, path, f"hypothesis {i}") for i, row in enumerate(rows)]
-    return {row.text("name"): row.text("words") for row in fields}
+    return tuple(_hypothesis(Fields(row, path, f"hypothesis {i}")) for i, row in enumerate(rows))
+
+
+def _hypothesis(row: Fields) -> Hypothesis:
+    name = row.text("name")
+    pairs = [pair for pair in row.items("contradictable") if isinstance(pair, list)]
+    found = [Fields(e, row.path, f"evidence on {name}") for e in row.items("evidence")]
+    return Hypothesis(
+        name=name,
+        words=row.text("words"),
+        contradictable=tuple((str(figure), str(how)) for figure, how in pairs),
+        evidence=tuple(
+            Evidence(
+                e.text("figure"),
+                e.text("quantity"),
+                e.maybe("size", str),
+                e.text("outcome"),
+                e.maybe("says", str),
+            )
+            for e in found
+        ),
+    )
+
+
+def _carry_over(path: Path) -> str | None:
+    return Fields(read_json(path), path).maybe("carry_over", str)
 
 
 def _predictions(path: Path) -> tuple[Prediction, ...]:

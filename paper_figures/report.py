@@ -14,7 +14,7 @@ from paper_figures import evidence, prose
 from paper_figures.curves import curves_pictures
 from paper_figures.errors import InputError
 from paper_figures.records import Check, Folder, load_folder
-from paper_figures.sections import figure_pictures, figure_sections
+from paper_figures.sections import figure_pictures, figure_sections, hypothesis_sections
 from paper_figures.style import Picture, panel_svg, picture_files
 from paper_figures.sweep import sweep_groups, sweep_pictures, sweep_rows
 from theory.predictions import Verdict, judge
@@ -25,6 +25,10 @@ QUESTION = (
     "and then doing RL must end at the very policy that offline maximum likelihood finds; yet "
     "online preference fine-tuning wins in practice. Is that because a verifier is simpler to "
     "learn than a generator: what does the theory predict, and what does the measurement say?"
+)
+CARRY_OVER = (
+    "What carries over from the toy rung to a larger model is the order and the sign of a "
+    "difference, never its size."
 )
 
 
@@ -89,6 +93,8 @@ def _context(folder: Folder) -> dict[str, Any]:
         "task": folder.task,
         "drawn": drawn,
         "figures": figure_sections(study, verdicts, drawn),
+        "hypotheses": hypothesis_sections(study),
+        "carry_over": CARRY_OVER if study is None else study.carry_over or CARRY_OVER,
         "assumptions": _assumptions(verdicts),
         "disagreements": prose.disagreements(verdicts),
         "doubts": prose.doubts(predictions),

@@ -13,7 +13,7 @@ from paper_figures.fig9 import fig9, matched_sentences
 from paper_figures.fig10 import TITLE as FIG10
 from paper_figures.fig10 import fig10
 from paper_figures.policy_figures import TITLES, policy_figure
-from paper_figures.records import Study
+from paper_figures.records import Evidence, Hypothesis, Study
 from paper_figures.style import Picture
 from theory.predictions import Verdict
 
@@ -39,7 +39,7 @@ class FigureSection:
     title: str
     drawn: bool
     claims: tuple[str, ...]  # the paper's, each once
-    hypotheses: tuple[tuple[str, str], ...]  # (name, what it says or "")
+    hypotheses: tuple[tuple[str, str, str], ...]  # (name, what it says, what would contradict it)
     lines: tuple[FigureLine, ...]
     sentences: tuple[str, ...]  # what was measured beside the predictions
     tally: str  # "2 supported, 1 inconclusive"
@@ -72,7 +72,7 @@ def _section(
 ) -> FigureSection:
     mine = [verdict for verdict in verdicts if verdict.prediction.figure == figure]
     names = dict.fromkeys(name for verdict in mine for name in verdict.hypotheses)
-    words = {} if study is None else study.hypotheses
+    known = {} if study is None else {each.name: each for each in study.hypotheses}
     matched = matched_sentences(study) if study is not None and figure == "fig9" else []
     notes = (v.measurement.note for v in mine if v.measurement and v.measurement.note)
     return FigureSection(
@@ -80,11 +80,53 @@ def _section(
         title=ALL_TITLES[figure],
         drawn=drawn,
         claims=tuple(dict.fromkeys(verdict.prediction.paper_claim for verdict in mine)),
-        hypotheses=tuple((name, words.get(name, "")) for name in names),
+        hypotheses=tuple(_hypothesis(name, figure, known.get(name)) for name in names),
         lines=tuple(_line(verdict) for verdict in mine),
         sentences=(*matched, *dict.fromkeys(notes)),
         tally=prose.tally(verdict.outcome for verdict in mine),
     )
+
+
+def _hypothesis(name: str, figure: str, known: Hypothesis | None) -> tuple[str, str, str]:
+    if known is None:
+        return name, "", ""
+    return name, known.words, "; ".join(how for at, how in known.contradictable if at == figure)
+
+
+@dataclass(frozen=True)
+class HypothesisSection:
+    """What all figures together say of one hypothesis."""
+
+    name: str
+    words: str
+    tally: str  # "2 for it, 1 against it, 3 say nothing"
+    lines: tuple[tuple[str, str], ...]  # (what was compared, what it says)
+    contradictable: tuple[tuple[str, str], ...]  # (figure, how)
+
+
+SAYS = {"for": "for it", "against": "against it", None: "nothing of it"}
+
+
+def hypothesis_sections(study: Study | None) -> list[HypothesisSection]:
+    """Every hypothesis that the study's records name."""
+    return [
+        HypothesisSection(
+            name=each.name,
+            words=each.words,
+            tally=prose.tally(SAYS.get(row.says, str(row.says)) for row in each.evidence),
+            lines=tuple(
+                (_compared(row), f"{row.outcome}: {SAYS.get(row.says, str(row.says))}")
+                for row in each.evidence
+            ),
+            contradictable=tuple((prose.figure_name(at), how) for at, how in each.contradictable),
+        )
+        for each in (() if study is None else study.hypotheses)
+    ]
+
+
+def _compared(row: Evidence) -> str:
+    size = f" at {row.size}" if row.size else ""
+    return f"{prose.figure_name(row.figure)}{size}, {prose.quantity_words(row.quantity)}"
 
 
 def _line(verdict: Verdict) -> FigureLine:

@@ -13,6 +13,7 @@ import pytest
 
 from paper_figures.compare import differences_panels
 from paper_figures.curves import curves_pictures
+from paper_figures.errors import InputError
 from paper_figures.evidence import absences, length_rows, sample_cards
 from paper_figures.fig4 import fig4
 from paper_figures.fig9 import fig9, matched_sentences
@@ -24,6 +25,7 @@ from paper_figures.records import Study, load_folder
 from paper_figures.report import render
 from paper_figures.sections import FIGURES, figure_pictures, figure_sections
 from paper_figures.style import label
+from theory.predictions import Measurement, load_measurements, save
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
@@ -134,7 +136,7 @@ def test_figure_9_shows_what_the_same_hyperparameters_change(study: Study) -> No
     assert "Global RM, matched 0.62" in fig9_levels(picture.panels[0].alt)
     sentences = matched_sentences(study)
     assert len(sentences) == 3
-    assert "(2.8b): Local RM has a validation loss +0.020 [+0.008, +0.032]" in sentences[1]
+    assert "(2.8b) leaves Local RM a validation loss +0.020 [+0.008, +0.032]" in sentences[1]
 
 
 def fig9_levels(alt: str) -> str:
@@ -143,12 +145,12 @@ def fig9_levels(alt: str) -> str:
 
 
 def test_figure_10_has_a_point_for_every_recorded_n(study: Study) -> None:
-    found = curve(study, "bon_sft_global_rm", "win_rate")
+    found = curve(study, "sft_global_rm", "win_rate")
     assert list(found) == [1, 2, 5, 10, 25]
     assert found[25].low is not None
     assert found[25].low < found[25].mean < (found[25].high or 0)
     assert found[1].mean == pytest.approx(0.304)
-    assert curve(study, "bon_sft_global_rm", "win_rate", "9b") == {}
+    assert curve(study, "sft_global_rm", "win_rate", "9b") == {}
     picture = fig10(study, study.verdicts or ())
     assert picture is not None
     shown = [panel.name for panel in picture.panels]
@@ -231,9 +233,56 @@ def test_hypotheses_are_named_where_a_verdict_names_them(demo: Path, edit_json: 
         body["verdicts"][0]["measurement"].update(size="1.4b")
 
     edit_json(root / "verdicts.json", name)
-    words = [{"name": "H6", "words": "To verify is simpler than to generate."}]
-    (root / "hypotheses.json").write_text(json.dumps({"hypotheses": words}), encoding="utf-8")
+    seen = {"hypothesis": "H6", "figure": "fig3", "size": "1.4b", "outcome": "supported"}
+    seen |= {"quantity": "win_rate[online_dpo_sft] - win_rate[dpo]", "says": "for"}
+    words = {
+        "name": "H6", "words": "To verify is simpler than to generate.", "tested": ["fig4"],
+        "contradictable": [["fig3", "no gap at all"], ["fig5", "a gap as large"]],
+        "evidence": [seen, seen | {"outcome": "inconclusive", "says": None}],
+    }  # fmt: skip
+    body = {"carry_over": "Signs carry over, sizes never.", "hypotheses": [words]}
+    (root / "hypotheses.json").write_text(json.dumps(body), encoding="utf-8")
     page = render(load_folder(demo))
     assert "<b>H6</b>: To verify is simpler than to generate." in page
+    assert "This figure tells: no gap at all." in page
     assert "<b>H1</b></p>" in page
     assert "1.4b; H1, H6" in page
+    assert "Signs carry over, sizes never." in page
+    assert "Verdicts that say: 1 for it, 1 nothing of it." in page
+    assert "Fig. 3 at 1.4b, win rate: Online DPO (SFT) \u2212 DPO: supported: for it" in page
+    edit_json(root / "hypotheses.json", lambda b: b["hypotheses"][0].pop("words"))
+    with pytest.raises(InputError, match=r"hypotheses\.json: hypothesis 0: key 'words'"):
+        load_folder(demo)
+
+
+def best_of(figure: str, arm: str, value: float, size: str) -> Measurement:
+    """The win rate of one best-of-N, as a comparison writes it."""
+    return Measurement(
+        figure, f"win_rate[{arm}]", "points", value, value - 0.01, value + 0.01, "95% t interval",
+        (0, 1), (value - 0.001, value + 0.001), "full", size=size,
+    )  # fmt: skip
+
+
+def test_measurements_made_elsewhere_are_drawn_without_a_study(
+    whole_study: Path, tmp_path: Path
+) -> None:
+    for name in ("measurements.json", "verdicts.json"):
+        shutil.copy(whole_study / name, tmp_path / name)
+    rows = [*load_measurements(tmp_path / "measurements.json")]
+    rows += [
+        best_of("fig10", f"best_of_{n}_sft_{rm}", 0.1 * n, "2.8b")
+        for n in (5, 1)
+        for rm in ("global_rm", "local_rm")
+    ]
+    rows += [best_of("fig4", f"best_of_{n}_by_2.8b", 0.01 * n, "6.9b") for n in (5, 25)]
+    save(tmp_path / "measurements.json", "measurements", rows)
+    folder = load_folder(tmp_path)
+    study = folder.study
+    assert study is not None
+    assert study.stages == ()
+    assert sizes(study) == ("", "2.8b", "6.9b")
+    found = {picture.name: picture for picture in figure_pictures(study, study.verdicts or ())}
+    assert list(found) == list(FIGURES)
+    assert "policy 6.9b by RM 2.8b 0.250" in found["fig4"].panels[0].alt
+    assert list(curve(study, "sft_local_rm", "win_rate", "2.8b")) == [1, 5]
+    assert found["fig10"].panels[0].name == "fig10-sft-2.8b"
