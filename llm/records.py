@@ -5,21 +5,24 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llm.errors import InputError
+from llm.pulse import PULSE
 
 SCHEMA = 1
 RECORD = "record.json"
 ERROR = "error.txt"  # of a stage that failed, in its unfinished folder
+GRAPH = "graph.json"  # every stage that was asked for, for `status`
 IDENTITY = "identity.json"
 LOCK = ".lock"
 LOCK_TRIES = 20
@@ -42,8 +45,14 @@ def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:  # a full disk: give back what was taken
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -108,11 +117,25 @@ class Store:
     def finish(self, key: StageKey, record: dict[str, Any]) -> None:
         """Write the record and move the directory into place in one step."""
         work = self.partial(key)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
         write_json(work / RECORD, record)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        self._move(key)
+
+    def adopt(self, key: StageKey) -> bool:
+        """Finish a stage that was killed after its record was written; whether there was one."""
+        work = self.partial(key)
+        if not (work / RECORD).is_file():
+            return False
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        for leftover in work.glob(PULSE + "*"):
+            leftover.unlink()
+        self._move(key)
+        return True
+
+    def _move(self, key: StageKey) -> None:
         if self.path(key).exists():  # a half-copied folder without a record
             shutil.rmtree(self.path(key))
-        work.replace(self.path(key))
+        self.partial(key).replace(self.path(key))
 
 
 def check_folder(root: Path, identity: dict[str, Any]) -> None:
@@ -124,6 +147,7 @@ def check_folder(root: Path, identity: dict[str, Any]) -> None:
     path = root / IDENTITY
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file, not a folder: choose another --out")
+    check_writable(root)
     if path.exists():
         before = read_json(path)
         differing = _differences(before, json.loads(json.dumps(identity)))
@@ -135,6 +159,17 @@ def check_folder(root: Path, identity: dict[str, Any]) -> None:
         return
     if root.exists() and any(root.iterdir()):
         raise InputError(f"{root} is not empty and holds no study: choose another --out")
+
+
+def check_writable(root: Path) -> None:
+    """Raise InputError unless the folder, or the nearest one above it, may be written to."""
+    there = root.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, not a folder: choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} may not be written to: choose another --out")
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
@@ -164,28 +199,3 @@ def locked(root: Path) -> Iterator[None]:
                     raise InputError(f"{root} is in use by another study process") from error
                 time.sleep(0.1)
         yield
-
-
-def states(root: Path) -> dict[str, tuple[str, float | None]]:
-    """{stage directory: (state, wall seconds)} of a study folder. Raises InputError if it is none.
-
-    done, begun (being made, or killed), or failed with the last line of its error.
-    """
-    if not (root / IDENTITY).is_file():
-        raise InputError(f"{root}: holds no study (no {IDENTITY})")
-    found: dict[str, tuple[str, float | None]] = {}
-    for folder in sorted((root / "stages").glob("*"), key=lambda path: path.name.strip(".")):
-        name = folder.name.removeprefix(".").removesuffix(".partial")
-        if (folder / RECORD).is_file() and not folder.name.startswith("."):
-            found[name] = ("done", read_json(folder / RECORD)["wall_seconds"])
-        else:
-            found[name] = (unfinished_state(folder), None)
-    return found
-
-
-def unfinished_state(partial: Path) -> str:
-    """begun, or failed with the last line of its error, of a stage that is not done."""
-    error = partial / ERROR
-    if error.is_file():
-        return "failed: " + error.read_text().strip().splitlines()[-1]
-    return "begun"

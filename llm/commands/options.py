@@ -18,26 +18,27 @@ if TYPE_CHECKING:
 class Options:
     """Data, models and where things run."""
 
-    out: Path
+    out: Path = Path("out/study")
     """Folder of the study: new, empty, or one of the same configuration."""
     preset: str = "tiny"
     """tiny (CPU, minutes), small; 1.4b, 2.8b, 6.9b (the paper's, need GPUs); paper (all three)."""
     data: str | None = None
     """A task.json, a folder or file of TL;DR data, or hub names owner/name[,owner/name]. Default:
-    the tasks that ship with the package."""
+    the tasks that ship with the package; with a Pythia preset, the paper's data on the hub."""
     short_task: str | None = None
     """The task of Fig. 5, where --data is a task."""
     rouge_task: str | None = None
     """The task of Fig. 6, where --data is a task."""
     tokenizer: str | None = None
-    """tokenizer.json, folder or hub name; needed for text, refused for a task."""
+    """tokenizer.json, folder or hub name, for text. Default: the pretrained model's own."""
     model: str | None = None
     """A pretrained causal LM by hub name or folder, in place of the preset's models."""
     judge: str | None = None
-    """The judge of text: a model of an OpenAI-compatible endpoint, or none (ROUGE-L alone).
-    Default: the preset's."""
+    """The judge of text: a model of an OpenAI-compatible endpoint, local:FOLDER (served here by
+    vLLM), or none (ROUGE-L alone). Default: the preset's."""
     jobs: int | None = None
-    """Stages at a time. Default: one a CPU core, or one on a GPU. Numbers do not depend on it."""
+    """Stages at a time. Default: one a CPU core, or what the GPUs take (--gpus, --tensor-parallel);
+    stages that only ask a judge run beside them. Numbers do not depend on it."""
     runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes] = field(default_factory=Runtime)
 
     def request(self, **more: object) -> Request:

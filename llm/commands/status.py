@@ -1,8 +1,9 @@
-"""`python -m llm status`: what of a study is done, begun, failed and why."""
+"""`python -m llm status`: what of a study is done, running, failed and why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,26 +12,27 @@ import tyro
 
 @dataclass(frozen=True)
 class Status:
-    """List the stages of a study folder with their state, wall time and, if failed, the reason.
+    """List the stages of a study folder: done, running, failed and why, died, waiting for what.
+
+    A stage that died was begun by a process that is gone: run the study again, and it goes on.
 
     Example: python -m llm status out/study
     """
 
     study: Annotated[Path, tyro.conf.Positional]
     """A folder made by `python -m llm study`."""
+    json: bool = False
+    """Print it as JSON."""
 
     def run(self) -> int:
-        """Exit code: 0 when nothing failed, 1 otherwise, 2 for a folder that holds no study."""
-        from rich.console import Console
-        from rich.table import Table
-
-        from llm.records import states
+        """Exit code: 0 if nothing failed or died, 1 if something did, 2 for no study."""
+        from llm.state import states
 
         found = states(self.study)
-        table = Table(title=str(self.study))
-        for column in ("stage", "state", "seconds"):
-            table.add_column(column)
-        for name, (state, seconds) in found.items():
-            table.add_row(name, state, "" if seconds is None else f"{seconds:.0f}")
-        Console().print(table)
-        return 1 if any(state.startswith("failed") for state, _ in found.values()) else 0
+        if self.json:
+            print(json.dumps([asdict(stage) for stage in found], indent=1))
+        else:
+            from llm.plan_text import print_states
+
+            print_states(self.study, found)
+        return 1 if any(stage.state in ("failed", "died") for stage in found) else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from llm.commands.options import Options
+from llm.costs import Machine
+from llm.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,7 @@ class Study(Options):
 
     Examples:
       python -m llm study fig3 fig9 --preset tiny --out out/study
+      python -m llm study fig3 --preset paper --dry-run
       python -m llm study fig9 --data tldr/ --tokenizer 20B_tokenizer.json --out out/real
     """
 
@@ -31,14 +35,35 @@ class Study(Options):
     predictions: Path | None = None
     """predictions.json from `python -m theory forecast`. Default: the shipped ones."""
     dry_run: bool = False
-    """Print the stage graph and what is done; run nothing."""
+    """Print the stage graph and what it would take (GPU hours, memory, disk, questions to the
+    judge); run nothing, ask nobody."""
+    json: bool = False
+    """With --dry-run: print the plan as JSON."""
+    cluster: str | None = None
+    """Run stages as Ray tasks: local, auto, or host:port of a cluster that shares this file
+    system."""
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = field(default_factory=Machine)
+    """The GPU that a plan's hours and memory are estimated for."""
 
     def run(self) -> int:
         """Exit code: 0 when every stage is done, 1 when one failed, 2 for bad input."""
-        from llm.study import prepare, print_plan, run_study
+        from llm.study import planned, run_study
 
-        request = self.request(figures=self.figures, seeds=self.seeds, predictions=self.predictions)
-        if self.dry_run:
-            print_plan(prepare(request)[0])
-            return 0
-        return run_study(request)
+        request = self.request(
+            figures=self.figures,
+            seeds=self.seeds,
+            predictions=self.predictions,
+            cluster=self.cluster,
+        )
+        if not self.dry_run:
+            if self.json:
+                raise InputError("--json is of --dry-run; `status --json` tells of a study")
+            return run_study(request)
+        plan = planned(request, self.machine)
+        if self.json:
+            print(json.dumps(plan.to_json(), indent=1, allow_nan=False))
+        else:
+            from llm.plan_text import print_plan
+
+            print_plan(plan)
+        return 0
