@@ -131,11 +131,16 @@ class ModelJudge:
             refused=sum(answer.refused is not None for answer in self._used.values()),
             tokens_in=tokens_in,
             tokens_out=tokens_out,
-            dollars=None
-            if tokens_in is None or tokens_out is None
-            else dollars(tokens_in, tokens_out, self.runtime),
+            dollars=self._dollars(tokens_in, tokens_out),
             models=len({each.model for each in self._used.values() if each.refused is None}),
         )
+
+    def _dollars(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
+        if serve.folder_of(self.config.model or "") is not None:
+            return 0.0  # a server of one's own
+        if tokens_in is None or tokens_out is None:
+            return None
+        return dollars(tokens_in, tokens_out, self.runtime)
 
     def _orders(self, row: Comparison) -> tuple[str, ...]:
         return ("ab", "ba") if self.config.both_orders else (texts.coin(row),)

@@ -311,6 +311,7 @@ def test_a_local_model_is_served_asked_and_ended(
     assert started == [str(model_folder)]
     with open_judge(work) as again:
         assert again.prefer([row])[0].score == 1.0
+        assert (again.bill().asked, again.bill().dollars) == (2, 0.0)
     assert len(started) == 1
     assert (tmp_path / "verdicts" / f"{serve.folder_name(model_folder)}.jsonl").exists()
 
