@@ -188,7 +188,8 @@ class Road:
         return "validation_pairs" if ranked else "test"
 
     def _verdicts(self, name: str, seed: int | None, samples: str) -> Iterator[Stage]:
-        if self.config.kind == "text" and self.config.judge.model is not None:
+        judged = self.config.kind == "text" and self.config.judge.model is not None
+        if judged and self._part == "test":  # Fig. 6 is measured by ROUGE-L alone
             settings = {"judge": asdict(self.config.judge), "two_word": self.branch == "two_word"}
             inputs = (*self._read, ("samples", samples))
             yield self._stage(name, "verdicts", seed, inputs, settings, 1)
