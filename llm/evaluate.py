@@ -35,11 +35,10 @@ SAMPLES = tables.SAMPLE.append(pa.field("sample_index", pa.int32())).append(
 )
 
 
-def policy(work: Work, model: Any = None) -> Metrics:
+def policy(work: Work) -> Metrics:
     """Samples at the evaluation temperature with their scores; on a task also exact numbers.
 
     Writes samples.parquet and scores.parquet (one row a prompt), on a task leaf_logprobs.npz.
-    model: the policy, where it is loaded already; a task's exact numbers alone need it here.
     """
     settings, task = EvalConfig(**work.settings["evaluation"]), task_of(work)
     asked = asked_examples(work)
@@ -51,7 +50,7 @@ def policy(work: Work, model: Any = None) -> Metrics:
         scores, references = ([row[c] for row in rows] for c in ("score", "reference_score"))
         metrics["sampled_win_rate"] = win_rate(scores, references)
         metrics["invalid_samples"] = invalid(scores)
-        return {**metrics, **_exact(work, model, task, settings)}
+        return {**metrics, **_exact(work, task, settings)}
     # the reference itself scores 1: a win rate over it by ROUGE-L would say nothing
     values = [row["score"] for row in rows]
     tokens = [float(row["tokens"]) for row in rows]
@@ -165,10 +164,9 @@ def lengths(rows: Sequence[dict[str, Any]]) -> Metrics:
 # --- exact numbers of a task ---------------------------------------------------------------------
 
 
-def _exact(work: Work, model: Any, task: Task, settings: EvalConfig) -> Metrics:
+def _exact(work: Work, task: Task, settings: EvalConfig) -> Metrics:
     """Every completion's log-prob, and what follows from it without sampling."""
-    model = load_policy(work.inputs["policy"]) if model is None else model
-    log_p = leaf_logps(work, model, task)
+    log_p = leaf_logps(work, load_policy(work.inputs["policy"]), task)
     with (work.folder / "leaf_logprobs.npz").open("wb") as stream:
         np.savez(stream, **dict(zip(task.prompts, log_p, strict=True)))
     decoded = task.temper(log_p, settings.temperature)

@@ -50,6 +50,27 @@ def test_what_would_decide_is_said_only_where_nothing_is_decided():
     assert judge(GREATER, _at(0.1, 0.3, seeds_to_decide=2)).needs is None
 
 
+def test_prompts_may_decide_as_well_as_seeds():
+    open_one = _at(-0.1, 0.3, seeds_to_decide=7, prompts_to_decide=2400)
+    needs = "about 7 seeds or about 2400 prompts a seed, if the spread stays as it is"
+    assert judge(GREATER, open_one).needs == needs
+    prompts_alone = judge(GREATER, _at(-0.1, 0.3, prompts_to_decide=2400))
+    assert prompts_alone.needs == "about 2400 prompts a seed, if the spread stays as it is"
+
+
+def test_a_study_has_its_own_margin_for_no_gap():
+    inside = _at(-0.015, 0.015)
+    assert judge(EQUAL, inside).outcome == "supported"
+    narrow = judge(EQUAL, inside, margin=0.01)
+    assert (narrow.outcome, narrow.margin) == ("inconclusive", 0.01)
+    assert narrow.reason == "the interval crosses the margin +-0.01"
+    assert judge(EQUAL, _at(0.03, 0.05), margin=0.1).outcome == "supported"
+    assert judge(GREATER, inside, margin=0.01).margin is None  # a sign needs no margin
+    for margin in (0.0, -0.1, float("nan")):
+        with pytest.raises(RecordError, match="margin must be > 0"):
+            judge(EQUAL, inside, margin=margin)
+
+
 def test_without_interval_or_measurement_there_is_no_verdict():
     one_seed = replace(MEASURED, low=None, high=None, seeds=(0,), per_seed=(0.1,))
     verdict = judge(GREATER, one_seed)
@@ -85,6 +106,22 @@ def test_files_give_back_what_was_saved(tmp_path):
     assert load_measurements(tmp_path / "m.json")[0].within == ((0.1, 0.2), None)
     assert load_verdicts(tmp_path / "v.json") == verdicts
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_files_of_before_still_read(tmp_path):
+    """Without sizes, prompts that would decide, margins and hypotheses."""
+    verdict = judge(EQUAL, MEASURED)
+    save(tmp_path / "m.json", "measurements", [MEASURED])
+    save(tmp_path / "v.json", "verdicts", [verdict])
+    for name, key in (("m.json", "measurements"), ("v.json", "verdicts")):
+        body = json.loads((tmp_path / name).read_text())
+        for row in body[key]:
+            for record in (row, row.get("measurement", {})):
+                for field in ("size", "prompts_to_decide", "margin", "hypotheses"):
+                    record.pop(field, None)
+        (tmp_path / name).write_text(json.dumps(body))
+    assert load_measurements(tmp_path / "m.json") == (MEASURED,)
+    assert load_verdicts(tmp_path / "v.json") == (verdict,)
 
 
 @pytest.mark.parametrize(
