@@ -42,10 +42,19 @@ class Request:
     runtime: Runtime = field(default_factory=Runtime)
 
 
+def default_seeds(name: str) -> int:
+    """The paper's three with its own presets, two with small models."""
+    return 3 if is_pythia(name) else 2
+
+
+def is_pythia(name: str) -> bool:
+    """Whether a preset is one of the paper's own settings."""
+    return name == "paper" or name in PYTHIA
+
+
 def sources_of(request: Request) -> dict[str, str]:
     """{branch: source}: the data asked for, the hub's (Pythia presets), or the shipped tasks."""
-    pythia = request.preset == "paper" or request.preset in PYTHIA
-    main = request.data or (HUB_DATA if pythia else str(SHIPPED / "task.json"))
+    main = request.data or (HUB_DATA if is_pythia(request.preset) else str(SHIPPED / "task.json"))
     sources = {"": main}
     if kind_of_source(main) != "task":
         return {**sources, "two_word": main}

@@ -30,8 +30,8 @@ class Study(Options):
 
     figures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """fig3 .. fig10; none means all that the data allow."""
-    seeds: int = 2
-    """Training seeds 0 .. N-1; SFT is shared."""
+    seeds: int | None = None
+    """Training seeds 0 .. N-1; SFT is shared. Default: 3 with the paper's presets, else 2."""
     predictions: Path | None = None
     """predictions.json from `python -m theory forecast`. Default: the shipped ones."""
     dry_run: bool = False
@@ -47,11 +47,12 @@ class Study(Options):
 
     def run(self) -> int:
         """Exit code: 0 when every stage is done, 1 when one failed, 2 for bad input."""
+        from llm.request import default_seeds
         from llm.study import planned, run_study
 
         request = self.request(
             figures=self.figures,
-            seeds=self.seeds,
+            seeds=default_seeds(self.preset) if self.seeds is None else self.seeds,
             predictions=self.predictions,
             cluster=self.cluster,
         )
