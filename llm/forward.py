@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from llm.models import RewardModel, backbone
 
@@ -118,10 +119,15 @@ def completion_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> T
 
 def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:
     """(B, K) reward of each completion, read at its last token (EOS)."""
-    _, states = completion_states(model.trunk, batch)
+    last, states = completion_states(model.trunk, batch)
     ends = batch.completion_mask.sum(-1) - 1
     hidden = states[torch.arange(len(ends), device=ends.device), ends]
-    return model.reward(hidden)[batch.member]
+    rewards = model.reward(hidden)
+    if any(isinstance(module, FSDPModule) for module in model.trunk.modules()):
+        # FSDP gathers a layer's weights for the backward pass when a gradient reaches its output;
+        # of the last layer's at the prompt, a reward takes the keys and values alone
+        rewards = rewards + 0.0 * last.sum()
+    return rewards[batch.member]
 
 
 class _TargetLogps(torch.autograd.Function):

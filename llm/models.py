@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -69,23 +70,58 @@ def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed
 
 
 def load_pretrained(config: ModelConfig) -> PreTrainedModel:
-    """A hub model or folder: safetensors weights in fp32, dropout off, no code from the hub."""
+    """A hub model or folder: safetensors weights in fp32, dropout off, no code from the hub.
+
+    Raises InputError for files that cannot be read, lack weights, or hold some that are not finite.
+    """
     shape = pretrained_shape(config)
     for name in DROPOUTS:
         if hasattr(shape, name):
             setattr(shape, name, 0.0)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(config.pretrained),
-            revision=config.revision,
-            config=shape,
+    return _opened(
+        f"--model {config.pretrained}",
+        str(config.pretrained),
+        revision=config.revision,
+        config=shape,
+    )
+
+
+def _opened(place: str, name: str | Path, **settings: Any) -> PreTrainedModel:
+    """A causal LM in fp32 whose every weight was in its files and is finite; else InputError."""
+    with _readable(place):
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            name,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"--model {config.pretrained}: cannot be loaded: {first}") from error
+    model, found = opened
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise InputError(
+            f"{place}: the files lack {len(missing)} weights, {missing[0]} first: "
+            "of another architecture?"
+        )
+    return _finite(place, model)
+
+
+@contextmanager
+def _readable(place: str) -> Iterator[None]:
+    """What files that are cut short, missing or another model's raise, as one InputError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise InputError(f"{place}: cannot be loaded: {' '.join(lines[:2])}") from error
+
+
+def _finite(place: str, model: Any) -> Any:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{place}: weight {name} is not finite")
+    return model
 
 
 def pretrained_shape(config: ModelConfig) -> Any:
@@ -119,10 +155,8 @@ def save_policy(
 
 
 def load_policy(folder: Path) -> Any:
-    """A policy that `save_policy` wrote, in fp32."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
+    """A policy that `save_policy` wrote, in fp32. Raises InputError for files that are no such."""
+    return _opened(str(folder), folder, local_files_only=True)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -181,11 +215,12 @@ def save_reward_model(
 
 
 def load_reward_model(folder: Path) -> RewardModel:
-    """A reward model that `save_reward_model` wrote, in fp32."""
-    shape = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model = RewardModel(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), seed=0)
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model
+    """A reward model that `save_reward_model` wrote, in fp32. Raises InputError."""
+    with _readable(str(folder)):
+        shape = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = RewardModel(AutoModelForCausalLM.from_config(shape, dtype=torch.float32), seed=0)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    return _finite(str(folder), model)
 
 
 def weights_digest(model: nn.Module | Mapping[str, Tensor]) -> str:

@@ -45,7 +45,8 @@ class Objective(nn.Module):
         batch = Batch(**tensors)
         with autocast(self.precision, batch.prompt_ids.device):
             losses, statistics = self.losses(batch, reference)
-        return {"loss": losses.mean() * share, "statistics": statistics}
+        logged = {name: value.detach() for name, value in statistics.items()}
+        return {"loss": losses.mean() * share, "statistics": logged}
 
 
 class SupervisedObjective(Objective):

@@ -171,6 +171,16 @@ def train(
     return [_history(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 
+class _Arguments(TrainingArguments):
+    """TrainingArguments whose CPU has no number: torch.load refuses "cpu:0" when a run resumes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        found = super().device
+        return torch.device("cpu") if found.type == "cpu" else found
+
+
 def _arguments(
     config: TrainConfig,
     rows: int,
@@ -185,7 +195,7 @@ def _arguments(
     steps = math.ceil(rows / config.batch_size) * config.epochs
     every = max(1, steps // LOG_POINTS)
     cuda = torch.cuda.is_available()
-    arguments = TrainingArguments(
+    arguments = _Arguments(
         output_dir=str(folder),
         per_device_train_batch_size=-(-config.batch_size // (accumulation * processes())),
         gradient_accumulation_steps=accumulation,
