@@ -67,6 +67,34 @@ def check_tokenizer(tokenizer: Any, source: str | Path) -> Any:
     return tokenizer
 
 
+def check_vocabulary(tokenizer: Any, model: str | Path, revision: str | None = None) -> bool:
+    """Whether the pretrained model brings a tokenizer: then its ids are checked to be the same.
+
+    model: a folder or hub name. A tokenizer of the right size and other words would pass every
+    check of sizes and train on noise. Raises InputError naming an id that means two things.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # slow to import
+
+    file = Path(model) / "tokenizer.json"
+    try:
+        if file.is_file():
+            own = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        elif Path(model).exists():
+            return False
+        else:
+            own = AutoTokenizer.from_pretrained(str(model), revision=revision)
+    except Exception as error:  # the libraries raise whatever their parts raise
+        reason = str(error).strip().splitlines()[:1]
+        raise InputError(f"{model}: its tokenizer cannot be loaded: {''.join(reason)}") from error
+    words = {i: word for word, i in own.get_vocab().items()}
+    for word, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if words.get(i, word) != word:
+            raise InputError(
+                f"the tokenizer is not the model's: id {i} is {word!r}, in {model} {words[i]!r}"
+            )
+    return True
+
+
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     """The ids of each text, special tokens' names read as plain text."""
     return [tuple(encoding.ids) for encoding in _encodings(tokenizer, texts)]

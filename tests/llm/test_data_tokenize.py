@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llm.data.example import Post
 from llm.data.tokenize import (
     check_tokenizer,
+    check_vocabulary,
     completions,
     encode,
     load_tokenizer,
@@ -168,3 +169,22 @@ def test_padding_that_is_eos_is_refused(small_tokenizer_file: Path) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(InputError, match="the padding token is the EOS token"):
         check_tokenizer(tokenizer, "given")
+
+
+def test_another_vocabulary_than_the_models_is_refused(
+    small_tokenizer: Any, small_tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """Of the same size: only the words tell."""
+    assert not check_vocabulary(small_tokenizer, tmp_path)  # a folder without a tokenizer
+    plain = json.loads(small_tokenizer_file.read_text(encoding="utf-8"))
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(plain), encoding="utf-8")
+    assert check_vocabulary(small_tokenizer, tmp_path)
+    words = plain["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(InputError, match=r"not the model's: id \d+ is 'a', in .* 'b'"):
+        check_vocabulary(small_tokenizer, tmp_path)
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+        check_vocabulary(small_tokenizer, tmp_path)
