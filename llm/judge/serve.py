@@ -79,7 +79,7 @@ def command(folder: Path, name: str, port: int, runtime: Runtime) -> list[str]:
     """vLLM's server, sampling by temperature alone (no defaults of the model's own)."""
     python = runtime.vllm_python or sys.executable
     return [
-        *(python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder.resolve())),
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder.resolve())),
         *("--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)),
         *("--tensor-parallel-size", str(runtime.tensor_parallel)),
         *("--generation-config", "vllm", "--seed", "0"),

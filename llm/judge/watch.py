@@ -34,10 +34,10 @@ def main(command: list[str]) -> int:
 
 
 def end_group(child: subprocess.Popen) -> None:
-    """SIGTERM to everything that the command started, SIGKILL to what is still there."""
+    """Ask the command to end its own parts; then end whatever of its group is still there."""
+    child.terminate()
+    limit = time.monotonic() + GRACE
     try:
-        os.killpg(child.pid, signal.SIGTERM)
-        limit = time.monotonic() + GRACE
         while time.monotonic() < limit:
             child.poll()
             os.killpg(child.pid, 0)

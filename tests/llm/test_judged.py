@@ -375,9 +375,36 @@ def test_a_local_models_name_is_its_content(model_folder: Path, tmp_path: Path) 
     assert serve.folder_name(moved) != name
     runtime = Runtime(vllm_python="/env/bin/python", tensor_parallel=2)
     made = serve.command(moved, "local-x", 8000, runtime)
-    assert made[:5] == ["/env/bin/python", "-m", "vllm.entrypoints.cli.main", "serve", str(moved)]
+    assert made[0] == "/env/bin/python"
+    assert made[made.index("--model") + 1] == str(moved)
     assert made[made.index("--tensor-parallel-size") + 1] == "2"
     assert "--trust-remote-code" not in made
+
+
+def test_what_the_server_started_ends_as_well(tmp_path: Path) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child = stubborn + f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))"
+    outer = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {child + chr(10) + 'time.sleep(600)'!r}])\n"
+        "time.sleep(600)"
+    )
+    grace = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from llm.judge import watch\n"
+    code = grace + f"watch.GRACE = 0.3; watch.main([sys.executable, '-c', {outer!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as watching:
+        assert watching.stdin is not None
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        pid = int((tmp_path / "pid").read_text())
+        watching.stdin.close()
+        watching.wait(30)
+    wait_until(lambda: not alive(pid), 10)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
