@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from llm.compare import Report
 from llm.hypotheses import CARRY_OVER, HYPOTHESES, Evidence
@@ -48,27 +49,49 @@ def _figure(figure: str, report: Report) -> Iterator[str]:
     for verdict in verdicts:
         yield from _verdict(verdict)
     judged = {v.prediction.quantity for v in verdicts}
-    for row in measured:
-        if " - " in row.quantity and row.quantity not in judged:
-            yield f"  {row.quantity}{_size(row)}: {measured_words(row)}; no prediction"
-            if row.note is not None:
-                yield f"    {row.note}"
+    yield from _unpredicted(measured, judged)
     yield ""
 
 
 def _levels(measured: Sequence[Measurement]) -> Iterator[str]:
-    """Each arm's level, and the length of its samples beside it."""
+    """Each arm's level, seed by seed, and the length of its samples beside it."""
     alone = {(m.quantity, m.size): m for m in measured if " - " not in m.quantity}
+    largest = _largest_n(alone[key].quantity for key in alone)
     for (quantity, size), row in alone.items():
         measure, _, rest = quantity.partition("[")
-        if measure not in LEVELS:
+        if measure not in LEVELS or _n(quantity) != largest:
             continue
-        beside = [
-            f"{alone[f'{name}[{rest}', size].value:.1f} {name.removeprefix('mean_')}"
-            for name in LENGTHS
-            if (f"{name}[{rest}", size) in alone
-        ]
-        yield f"  {quantity}{_size(row)}: {'; '.join([measured_words(row, sign=False), *beside])}"
+        points = ", ".join(number(value) for value in row.per_seed)
+        words = [f"{number(row.value)} (seeds: {points})"]
+        for name in LENGTHS:
+            length = alone.get((f"{name}[{rest}", size))
+            if length is not None:
+                words.append(f"{number(length.value, '.1f')} {name.removeprefix('mean_')}")
+        if row.note is not None:
+            words.append(row.note)
+        yield f"  {quantity}{_size(row)}: {'; '.join(words)}"
+
+
+def _unpredicted(measured: Sequence[Measurement], judged: set[str]) -> Iterator[str]:
+    """Differences that no prediction is about: those of levels that are shown."""
+    largest = _largest_n(m.quantity for m in measured)
+    for row in measured:
+        if " - " not in row.quantity or row.quantity in judged or _n(row.quantity) != largest:
+            continue
+        if row.quantity.split("[")[0] in LEVELS:
+            yield f"  {row.quantity}{_size(row)}: {measured_words(row)}; no prediction"
+            if row.note is not None:
+                yield f"    {row.note}"
+
+
+def _largest_n(quantities: Iterable[str]) -> int | None:
+    """The largest N of best-of-N; None where there is none."""
+    return max((n for quantity in quantities if (n := _n(quantity)) is not None), default=None)
+
+
+def _n(quantity: str) -> int | None:
+    found = re.search(r"best_of_(\d+)", quantity)
+    return int(found[1]) if found else None
 
 
 def _verdict(verdict: Verdict) -> Iterator[str]:
@@ -89,18 +112,25 @@ def predicted_words(prediction: Prediction, margin: float | None) -> str:
     words = RELATIONS.get(prediction.relation, f"0 within +-{margin or prediction.margin}")
     if prediction.value is None:
         return words
-    error = "" if prediction.error is None else f" ({prediction.error:.4f})"
-    return f"{words}, {prediction.value:+.4f}{error} at the {prediction.rung} rung"
+    error = "" if prediction.error is None else f" ({number(prediction.error)})"
+    return f"{words}, {number(prediction.value, '+.4f')}{error} at the {prediction.rung} rung"
 
 
-def measured_words(row: Measurement, *, sign: bool = True) -> str:
+def measured_words(row: Measurement) -> str:
     """ "+0.030 [-0.010, +0.070], 95% t interval over 3 seeds"."""
-    if row.value is None:
+    value = number(row.value, "+.4f")
+    if row.value is None or row.low is None or row.high is None:
+        return f"{value} ({row.interval})"
+    low, high = number(row.low, "+.4f"), number(row.high, "+.4f")
+    return f"{value} [{low}, {high}], {row.interval}"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """Four decimals; what they would not show in powers of ten."""
+    if value is None:
         return "nothing"
-    form = "+.4f" if sign else ".4f"
-    if row.low is None or row.high is None:
-        return f"{row.value:{form}} ({row.interval})"
-    return f"{row.value:{form}} [{row.low:{form}}, {row.high:{form}}], {row.interval}"
+    small = 0 < abs(value) < 5e-4 and "4" in form
+    return f"{value:{form.replace('.4f', '.1e') if small else form}}"
 
 
 def _size(row: Measurement) -> str:
@@ -110,8 +140,6 @@ def _size(row: Measurement) -> str:
 def _hypothesis(name: str, words: str, mine: Sequence[Evidence]) -> Iterator[str]:
     yield f"  {name}: {words}"
     for each in mine:
-        says = {"for": "speaks for it", "against": "speaks against it"}.get(
-            each.says or "", "says nothing of it"
-        )
+        says = "" if each.says is None else f", speaks {each.says} it"
         where = f"{title(each.figure)}{f' at {each.size}' if each.size else ''}"
-        yield f"    {where}, {each.quantity}: {each.outcome}, {says}"
+        yield f"    {where}, {each.quantity}: {each.outcome}{says}"

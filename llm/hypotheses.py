@@ -100,7 +100,8 @@ HYPOTHESES = (
 class Bearing:
     """What the outcomes of a figure's claim say: nothing where a side is left out.
 
-    quantity: a word that the quantity must hold; None: every quantity of the figure.
+    quantity: a word that the quantity must hold; None: every quantity of the figure. above: a claim
+    of "no gap" speaks here only where it is contradicted from above: the first arm is ahead.
     """
 
     figure: str
@@ -108,23 +109,28 @@ class Bearing:
     supported: Says | None
     contradicted: Says | None
     quantity: str | None = None
+    above: bool = False
 
-    def says(self, outcome: str) -> Says | None:
+    def says(self, verdict: Verdict) -> Says | None:
         """What a verdict says; None where it decides nothing."""
-        if outcome == "supported":
+        if verdict.outcome == "supported":
             return self.supported
-        return self.contradicted if outcome == "contradicted" else None
+        if verdict.outcome != "contradicted":
+            return None
+        value = None if verdict.measurement is None else verdict.measurement.value
+        one_sided = self.above and verdict.prediction.relation == "equal"
+        return None if one_sided and (value is None or value <= 0) else self.contradicted
 
 
 BEARINGS = (
     *(Bearing("fig3", name, None, "against") for name in ("H1", "H2")),
     Bearing("fig3", "H6", "for", "against"),
-    Bearing("fig4", "H6", "for", "against"),
-    *(Bearing("fig5", name, "against", "for") for name in ("H1", "H2")),
-    Bearing("fig5", "H6", "for", "against"),
-    *(Bearing("fig6", name, "against", "for", "online_dpo") for name in ("H1", "H2")),
-    Bearing("fig6", "H6", "for", "against", "online_dpo"),
-    Bearing("fig7", "H3", "against", "for"),
+    Bearing("fig4", "H6", "for", "against", above=True),
+    *(Bearing("fig5", name, "against", None) for name in ("H1", "H2")),
+    Bearing("fig5", "H6", "for", "against", above=True),
+    *(Bearing("fig6", name, "against", None, "online_dpo") for name in ("H1", "H2")),
+    Bearing("fig6", "H6", "for", "against", "online_dpo", above=True),
+    Bearing("fig7", "H3", "against", "for", above=True),
     Bearing("fig8", "H4", "against", "for", "online_dpo_dpo"),
     Bearing("fig9", "H5", "for", "against"),
     Bearing("fig9", "H6", "for", "against"),
@@ -158,7 +164,7 @@ def evidence(verdicts: Sequence[Verdict]) -> tuple[Evidence, ...]:
             verdict.prediction.quantity,
             None if verdict.measurement is None else verdict.measurement.size,
             verdict.outcome,
-            bearing.says(verdict.outcome),
+            bearing.says(verdict),
         )
         for hypothesis in HYPOTHESES
         for verdict in verdicts

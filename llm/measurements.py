@@ -46,6 +46,7 @@ PAIRS = {  # of policies, as the figures' claims have them
 }
 GAP = ("online_dpo_dpo", "dpo")  # what Fig. 5 is about
 ORDER = (("global_rm", "local_rm"), ("local_rm", "dpo_rm"))  # Figs. 9 and 10: better, worse
+SIDES = {"rm": "reward model", "policy": "policy"}
 MATCHED = "global_rm_matched"
 Term = tuple[float, Arm]
 
@@ -219,7 +220,7 @@ def _across_sizes(evidence: Evidence) -> Iterator[Measured]:
     for side, terms in sides.items():
         for measure in ("win_rate", "rouge_l"):
             names = [f"{measure}[best_of_{n}_{which}_{side}]" for which in ("largest", "smallest")]
-            note = f"{side} of {large} against {small}, mean over {', '.join(order)} of the other"
+            note = f"{SIDES[side]} of {large} against {small}, mean over the other side's sizes"
             made = contrast("fig4", " - ".join(names), measure, terms, evidence, None, note=note)
             if made is not None:
                 yield made

@@ -18,6 +18,8 @@ Outcome = Literal[
     "supported", "contradicted", "inconclusive", "model too small to judge", "not measured"
 ]
 RELATIONS = ("greater", "less", "equal")
+WITHIN_ROUNDING = "the interval lies within rounding of 0"
+ROUNDING = 1e-6  # a difference of log-probabilities in single precision, or of what they make
 
 
 class RecordError(ValueError):
@@ -112,7 +114,8 @@ def judge(
 ) -> Verdict:
     """Hold one measurement against one prediction.
 
-    "Greater" is supported when the whole interval lies above 0, contradicted when it lies below;
+    "Greater" is supported when the whole interval lies above 0, contradicted when it lies below
+    (by more than rounding);
     "equal" only when it lies inside the margin. Anything else is inconclusive, with what would
     decide.
     too_small: a reason why no verdict may stand here at all (a model too small for real text).
@@ -147,7 +150,8 @@ def _judged(
         needs = "at least 2 seeds" if len(measurement.seeds) < 2 else None
         return Verdict(prediction, measurement, "inconclusive", "no interval to judge by", needs)
     outcome, reason = _compare(prediction, low, high, margin)
-    needs = _needs(measurement) if outcome == "inconclusive" else None
+    open_one = outcome == "inconclusive" and reason != WITHIN_ROUNDING  # which no seeds resolve
+    needs = _needs(measurement) if open_one else None
     return Verdict(prediction, measurement, outcome, reason, needs)
 
 
@@ -176,10 +180,12 @@ def _compare(
         return "inconclusive", f"the interval crosses the margin +-{margin:g}"
     sign = 1.0 if prediction.relation == "greater" else -1.0
     nearest, farthest = sorted((sign * low, sign * high))
-    if nearest > 0:
+    if nearest > ROUNDING:
         return "supported", "the interval lies on the predicted side of 0"
-    if farthest < 0:
+    if farthest < -ROUNDING:
         return "contradicted", "the interval lies on the other side of 0"
+    if nearest >= -ROUNDING and farthest <= ROUNDING:
+        return "inconclusive", WITHIN_ROUNDING
     return "inconclusive", "the interval contains 0"
 
 

@@ -21,11 +21,18 @@ from llm.errors import InputError
 from llm.graph import build
 from llm.presets import PRESETS, preset
 from llm.records import write_json
-from theory.predictions import Prediction, load_measurements, load_verdicts, save
+from theory.predictions import (
+    Measurement,
+    Prediction,
+    judge,
+    load_measurements,
+    load_verdicts,
+    save,
+)
 
 SEEDS = (0, 1, 2)
 PROMPTS = [f"test/{i}" for i in range(40)]
-PARAMETERS = {"1.4b": 1.4e9, "2.8b": 2.8e9, "6.9b": 6.9e9}
+PARAMETERS = {"1.4b": 1.4e9, "6.9b": 6.9e9}
 RATES = {
     "sft": 0.3,
     "dpo": 0.4,
@@ -135,7 +142,11 @@ class Fake:
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Fake:
-    return Fake(tmp_path_factory.mktemp("paper"), preset("paper", "text"), FIGURES)
+    config = preset("paper", "text")
+    models = {size: config.models[size] for size in PARAMETERS}
+    evaluation = replace(config.evaluation, counts=(1, 25))
+    config = replace(config, models=models, evaluation=evaluation)
+    return Fake(tmp_path_factory.mktemp("paper"), config, FIGURES)
 
 
 def _predicted(figure: str, quantity: str, **changes: Any) -> Prediction:
@@ -319,6 +330,17 @@ def test_every_hypothesis_could_be_contradicted_by_what_is_said_of_it() -> None:
             {"fig3"} if hypothesis.name in ("H1", "H2") else set()
         )
     assert hypotheses.names("fig8", "win_rate[online_dpo_sft] - win_rate[dpo]") == ()
+
+
+def test_no_gap_is_contradicted_from_above_alone() -> None:
+    """That online does worse than offline on two words does not speak against H6."""
+    prediction = _predicted("fig5", "win_rate[online_dpo_dpo] - win_rate[dpo]", **EQUAL)
+    for low, high, says in ((0.6, 0.8, "against"), (-0.8, -0.6, None), (-0.1, 0.1, "for")):
+        measured = Measurement(
+            "fig5", prediction.quantity, "u", (low + high) / 2, low, high, "t", (0, 1), (), "tiny"
+        )
+        found = hypotheses.evidence([judge(prediction, measured)])
+        assert {e.says for e in found if e.hypothesis == "H6"} == {says}
 
 
 def test_a_model_too_small_is_not_judged(paper: Fake, compared: Report, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def _at(low, high, **changes):
         (GREATER, -0.01, 0.2, "inconclusive"),
         (GREATER, 0.0, 0.2, "inconclusive"),
         (GREATER, -0.2, -0.01, "contradicted"),
+        (GREATER, 4.2e-25, 4.3e-25, "inconclusive"),  # rounding, however small its spread
+        (GREATER, -4.3e-25, -4.2e-25, "inconclusive"),
+        (GREATER, 1e-5, 2e-5, "supported"),
         (replace(GREATER, relation="less"), -0.2, -0.01, "supported"),
         (replace(GREATER, relation="less"), 0.01, 0.2, "contradicted"),
         (EQUAL, -0.01, 0.01, "supported"),
@@ -48,6 +51,11 @@ def test_what_would_decide_is_said_only_where_nothing_is_decided():
     open_one = judge(GREATER, _at(-0.1, 0.3, seeds_to_decide=7))
     assert open_one.needs == "about 7 seeds, if the spread stays as it is"
     assert judge(GREATER, _at(0.1, 0.3, seeds_to_decide=2)).needs is None
+
+
+def test_what_is_rounding_no_seeds_decide():
+    verdict = judge(GREATER, _at(1e-9, 2e-9, seeds_to_decide=2))
+    assert (verdict.reason, verdict.needs) == ("the interval lies within rounding of 0", None)
 
 
 def test_prompts_may_decide_as_well_as_seeds():
