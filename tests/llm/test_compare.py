@@ -285,7 +285,7 @@ def test_lengths_stand_beside_every_win_rate(compared: Report) -> None:
     rates = [m for m in compared.measurements if re.fullmatch(r"win_rate\[\w+\]", m.quantity)]
     policies = [m for m in rates if "best_of" not in m.quantity]
     known = {(m.figure, m.quantity, m.size) for m in compared.measurements}
-    assert len(policies) > 20
+    assert len(policies) == 20
     for row in policies:
         for measure in ("mean_tokens", "length_controlled_win_rate", "rouge_l"):
             assert (row.figure, row.quantity.replace("win_rate", measure), row.size) in known
