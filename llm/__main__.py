@@ -1,13 +1,15 @@
-"""`python -m llm`: study | train | compare | status."""
+"""`python -m llm`: data | train | study | status | compare."""
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
 import tyro
 
 from llm.commands.compare import Compare
+from llm.commands.data import Data
 from llm.commands.status import Status
 from llm.commands.study import Study
 from llm.commands.train import Train
@@ -18,6 +20,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 
@@ -29,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}; run again when there is room", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from llm import tables
 from llm.config import ModelConfig, StudyConfig
 from llm.errors import InputError
 from llm.execute import Plan, gpus_of
+from llm.judge import reach_judge
 from llm.places import visible_gpus
 from llm.records import Store, read_json
 from llm.request import Request
 from llm.runtime import Runtime
 from llm.stage import Stage
+from llm.vllm_process import require_vllm
 
 GIB = 2**30
-PATIENCE = 10  # seconds for an endpoint to answer
-OPENAI = "https://api.openai.com/v1"
 
 
 def check_request(request: Request) -> None:
@@ -66,17 +62,8 @@ def _check_gpus(todo: list[Stage], runtime: Runtime) -> None:
 
 
 def _check_vllm(todo: list[Stage], runtime: Runtime) -> None:
-    wanted = [s for s in todo if s.settings.get("sampling", {}).get("sampler") == "vllm"]
-    if not wanted:
-        return
-    if runtime.vllm_python is not None:
-        if shutil.which(runtime.vllm_python) is None:
-            raise InputError(f"--vllm-python {runtime.vllm_python}: no such program")
-    elif importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            f"{wanted[0].id} samples by vLLM, which is not installed: pip install 'all-roads[vllm]'"
-            ", or --vllm-python of an environment that has it"
-        )
+    if any(stage.settings.get("sampling", {}).get("sampler") == "vllm" for stage in todo):
+        require_vllm(runtime)
 
 
 # --- the judge -----------------------------------------------------------------------------------
@@ -91,39 +78,9 @@ def asks_judge(stage: Stage) -> bool:
 
 
 def _check_judge(todo: list[Stage], config: StudyConfig, runtime: Runtime) -> None:
-    model = config.judge.model
-    asking = next((stage for stage in todo if asks_judge(stage)), None)
-    if model is None or asking is None:
-        return
-    if model.startswith("local:"):
-        folder = Path(model.removeprefix("local:"))
-        if not (folder / "config.json").is_file():
-            raise InputError(f"--judge {model}: {folder} holds no model (no config.json)")
-        return
-    key = os.environ.get(runtime.key_name)
-    if not key and runtime.base_url is None:
-        raise InputError(
-            f"{asking.id} asks {model}: its key is expected in the environment variable "
-            f"{runtime.key_name}, which is not set"
-        )
-    _check_endpoint(runtime.base_url or OPENAI, key or "none", runtime.key_name)
-
-
-def _check_endpoint(base_url: str, key: str, key_name: str) -> None:
-    """One cheap question, answered by any OpenAI-compatible server: which models it has."""
-    address = base_url.rstrip("/") + "/models"
-    if not address.startswith(("http://", "https://")):
-        raise InputError(f"--base-url {base_url}: no http address")
-    asked = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"})
-    try:
-        urllib.request.urlopen(asked, timeout=PATIENCE).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (401, 403):
-            raise InputError(f"{base_url} refuses the key in {key_name}: {error.code}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"the judge's endpoint {base_url} does not answer: {reason}") from error
+    """Its key, address and folder; and that the endpoint answers, which costs nothing."""
+    if config.judge.model is not None and any(asks_judge(stage) for stage in todo):
+        reach_judge(config.judge, runtime)
 
 
 # --- the disk and the models ---------------------------------------------------------------------

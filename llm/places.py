@@ -23,6 +23,7 @@ POLL = 0.2  # seconds between looks at parents and stages
 OVERLAP = 4  # stages without a GPU (the judge's) that run beside those with one
 DIED = "its worker died (killed, or out of memory?)"
 Place = tuple[str, ...]  # the GPUs of a worker; or ("core 0",), ("no GPU 0",)
+Task = Callable[[Plan, Stage], str | None]
 Ended = list[tuple[Stage, str | None]]  # what went wrong, or None
 
 
@@ -74,11 +75,14 @@ class Here:
 class Workers:
     """Worker processes: `jobs` at most, each on one CPU core, or on the GPUs that its stage takes.
 
-    gpus: the names of the GPUs to use (as in CUDA_VISIBLE_DEVICES); none means CPU cores.
+    gpus: the names of the GPUs to use (as in CUDA_VISIBLE_DEVICES); none means CPU cores. task:
+    what a worker does with a stage.
     """
 
-    def __init__(self, plan: Plan, *, jobs: int | None, gpus: tuple[str, ...]) -> None:
-        self.plan, self.gpus = plan, gpus
+    def __init__(
+        self, plan: Plan, *, jobs: int | None, gpus: tuple[str, ...], task: Task = run_stage
+    ) -> None:
+        self.plan, self.gpus, self.task = plan, gpus, task
         self.jobs = jobs or (len(gpus) if gpus else max(1, os.cpu_count() or 1))
         self.workers: dict[Place, ProcessPoolExecutor] = {}
         self.busy: dict[Future[str | None], tuple[Stage, Place]] = {}
@@ -110,7 +114,7 @@ class Workers:
             self.workers.pop(other).shutdown()  # idle, but it holds memory of a GPU
         if place not in self.workers:
             self.workers[place] = self._worker(place)
-        self.busy[self.workers[place].submit(run_stage, self.plan, stage)] = (stage, place)
+        self.busy[self.workers[place].submit(self.task, self.plan, stage)] = (stage, place)
 
     def _worker(self, place: Place) -> ProcessPoolExecutor:
         visible = ",".join(place) if self.gpus and place[0] in self.gpus else None

@@ -26,7 +26,7 @@ assert spec.loader is not None
 spec.loader.exec_module(importlib.util.module_from_spec(spec))  # registers the preset "test"
 
 
-FIGURES = ("fig3", "fig9")
+FIGURES = ("fig3", "fig9", "fig10")
 
 
 def _arguments(task: Path, out: Path, *more: str) -> list[str]:
