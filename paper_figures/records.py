@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paper_figures.bridge_records import TABLE, BridgeRecord, load_bridge
 from paper_figures.errors import InputError
 from paper_figures.fields import Fields, read_json
 from paper_figures.sweep_records import SweepRecord, load_sweep
@@ -25,7 +26,7 @@ from theory.predictions import (
 )
 
 STUDY_FILES = ("study.json", "measurements.json")
-SOUGHT = ("check.json", "sweep/grid.json", "predictions.json", "study/study.json")
+SOUGHT = ("check.json", "sweep/grid.json", "predictions.json", "study/study.json", TABLE)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Folder:
     task: dict[str, Any] | None
     predictions: tuple[Prediction, ...] | None
     study: Study | None
+    bridge: BridgeRecord | None
 
     @property
     def verdicts(self) -> tuple[Verdict, ...] | None:
@@ -154,8 +156,9 @@ def load_folder(path: Path) -> Folder:
         task=_if_there(path / "task.json", load_task),
         predictions=_if_there(path / "predictions.json", _predictions),
         study=_study(study_path),
+        bridge=_if_there(_bridge_path(path), load_bridge),
     )
-    found = (folder.checks, folder.sweep, folder.predictions, folder.study)
+    found = (folder.checks, folder.sweep, folder.predictions, folder.study, folder.bridge)
     if all(part is None for part in found):
         raise InputError(
             f"{path}: nothing to report on; looked for {', '.join(SOUGHT)} and study.json"
@@ -165,6 +168,11 @@ def load_folder(path: Path) -> Folder:
 
 def _if_there(path: Path, load: Any) -> Any:
     return load(path) if path.exists() else None
+
+
+def _bridge_path(path: Path) -> Path:
+    """In the folder itself, or in bridge/ below it."""
+    return path / TABLE if (path / TABLE).exists() else path / "bridge" / TABLE
 
 
 def _study(path: Path) -> Study | None:

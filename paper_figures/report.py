@@ -11,6 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from paper_figures import evidence, prose
+from paper_figures.bridge import (
+    bridge_picture,
+    bridge_sentences,
+    bridge_tables,
+    bridge_verdicts,
+)
 from paper_figures.curves import curves_pictures
 from paper_figures.errors import InputError
 from paper_figures.records import Check, Folder, load_folder
@@ -56,7 +62,13 @@ def pictures(folder: Folder) -> tuple[Picture, ...]:
         *(() if folder.sweep is None else sweep_pictures(folder.sweep)),
         *figure_pictures(study, verdicts),
         *(() if study is None else curves_pictures(study)),
+        *_bridge_pictures(folder),
     )
+
+
+def _bridge_pictures(folder: Folder) -> tuple[Picture, ...]:
+    found = None if folder.bridge is None else bridge_picture(folder.bridge)
+    return () if found is None else (found,)
 
 
 def render(folder: Folder) -> str:
@@ -93,6 +105,10 @@ def _context(folder: Folder) -> dict[str, Any]:
         "task": folder.task,
         "drawn": drawn,
         "figures": figure_sections(study, verdicts, drawn),
+        "bridge": folder.bridge,
+        "bridge_sentences": [] if folder.bridge is None else bridge_sentences(folder.bridge),
+        "bridge_tables": () if folder.bridge is None else bridge_tables(folder.bridge),
+        "bridge_verdicts": () if folder.bridge is None else bridge_verdicts(folder.bridge),
         "hypotheses": hypothesis_sections(study),
         "carry_over": CARRY_OVER if study is None else study.carry_over or CARRY_OVER,
         "assumptions": _assumptions(verdicts),
