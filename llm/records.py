@@ -65,6 +65,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
+def is_record(path: Path) -> bool:
+    """Whether a whole record stands there: a copy or a power cut may leave half of one."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
 def versions() -> dict[str, str]:
     """What ran: Python and the packages that decide numbers."""
     found = {"python": platform.python_version()}
@@ -107,8 +115,8 @@ class Store:
         return self.stages / f".{key.directory}.partial"
 
     def done(self, key: StageKey) -> bool:
-        """Whether the stage is finished (its record is written last)."""
-        return (self.path(key) / RECORD).is_file()
+        """Whether the stage is finished: its record, which is written last, is there and whole."""
+        return is_record(self.path(key) / RECORD)
 
     def record(self, key: StageKey) -> dict[str, Any]:
         """The finished stage's record."""
@@ -124,10 +132,10 @@ class Store:
     def adopt(self, key: StageKey) -> bool:
         """Finish a stage that was killed after its record was written; whether there was one."""
         work = self.partial(key)
-        if not (work / RECORD).is_file():
+        if not is_record(work / RECORD):
             return False
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        for leftover in work.glob(PULSE + "*"):
+        for leftover in (*work.glob(PULSE + "*"), *work.glob(ERROR)):
             leftover.unlink()
         self._move(key)
         return True

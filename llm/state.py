@@ -10,7 +10,7 @@ from typing import Any, Literal
 from llm.errors import InputError
 from llm.execute import Plan
 from llm.pulse import read_pulse
-from llm.records import ERROR, GRAPH, IDENTITY, RECORD, Store, read_json, write_json
+from llm.records import ERROR, GRAPH, IDENTITY, RECORD, Store, is_record, read_json, write_json
 from llm.stage import Stage
 
 Word = Literal["done", "running", "failed", "died", "waiting"]
@@ -51,7 +51,7 @@ def states(root: Path) -> list[StageState]:
     done = {
         stage_id
         for stage_id, entry in graph.items()
-        if (root / "stages" / entry["directory"] / RECORD).is_file()
+        if is_record(root / "stages" / entry["directory"] / RECORD)
     }
     return [
         _state(root, stage_id, entry["directory"], [i for i in entry["inputs"] if i not in done])
@@ -61,7 +61,7 @@ def states(root: Path) -> list[StageState]:
 
 def _state(root: Path, stage_id: str, directory: str, missing: Sequence[str]) -> StageState:
     finished = root / "stages" / directory
-    if (finished / RECORD).is_file():
+    if is_record(finished / RECORD):
         seconds = read_json(finished / RECORD)["wall_seconds"]
         return StageState(stage_id, "done", directory, seconds=seconds)
     partial = finished.with_name(f".{directory}.partial")
@@ -72,7 +72,7 @@ def _state(root: Path, stage_id: str, directory: str, missing: Sequence[str]) ->
         lines = (partial / ERROR).read_text(encoding="utf-8", errors="replace").strip()
         reason = next(reversed(lines.splitlines()), "no reason was written")
         return StageState(stage_id, "failed", directory, reason=reason)
-    if partial.exists():
+    if partial.exists() or finished.exists():
         return StageState(stage_id, "died", directory)
     return StageState(stage_id, "waiting", directory, waits_for=tuple(missing))
 
