@@ -60,7 +60,10 @@ def curve(work: Work) -> Metrics:
     settings, task = EvalConfig(**work.settings["evaluation"]), evaluate.task_of(work)
     pools = read_pools(work.inputs["pool"], settings.pool)
     metrics: Metrics = {"prompts": len(pools), "samples": sum(map(len, pools.values()))}
-    sampled = _of_pools(work, pools, task)
+    values = _values(work, pools, task)
+    sampled = _of_pools(work, pools, values)
+    if "win_rate" in values:
+        metrics["unjudged_samples"] = sum(won.count(None) for won in values["win_rate"])
     metrics |= _at_counts(sampled, np.ones(len(pools)), settings.counts)
     if task is None:
         ids, table = list(pools), sampled
@@ -110,16 +113,18 @@ def read_pools(folder: Path, size: int) -> Pools:
     return pools
 
 
-def _of_pools(work: Work, pools: Pools, task: Task | None) -> dict[str, list[list[Value]]]:
-    """{column: for each prompt, its value at every N}."""
+def _of_pools(
+    work: Work, pools: Pools, values: Mapping[str, list[list[Value]]]
+) -> dict[str, list[list[Value]]]:
+    """{column: for each prompt, its value at every N} of {column: what every sample is worth}."""
     prompts = {e.example_id: e.prompt_ids for e in work.examples("test")}
     eos = work.vocabulary["eos"]
     asked = [(prompts[name], [_closed(row, eos) for row in rows]) for name, rows in pools.items()]
     size = len(next(iter(pools.values())))
     scores = _scores(work, asked, batch_size=max(1, work.settings["batch"] // size))
     return {
-        column: [best_of_each(s, v) for s, v in zip(scores, values, strict=True)]
-        for column, values in _values(work, pools, task).items()
+        column: [best_of_each(s, v) for s, v in zip(scores, of_pools, strict=True)]
+        for column, of_pools in values.items()
     }
 
 

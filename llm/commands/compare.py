@@ -26,9 +26,7 @@ class Compare:
       verdicts: figure, arm, seed, prompt_id, order (ab or ba), preferred (A, B or invalid) [, size]
       scores: figure, arm, seed, prompt_id, measure, value [, size]
 
-    Examples:
-      python -m llm compare out/study --predictions predictions.json
-      python -m llm compare --table samples.csv verdicts.parquet --json
+    Example: python -m llm compare out/study; or --table samples.csv verdicts.parquet --out out/old
     """
 
     study: Annotated[Path | None, tyro.conf.Positional] = None

@@ -189,6 +189,7 @@ def test_a_pool_on_text_counts_rouge_and_the_judges_verdicts(
     judged = best_of_n.curve(work)
     assert judged["win_rate@1"] == pytest.approx(3 / 7)  # the sample without a verdict is left out
     assert judged["rouge_l"] == metrics["rouge_l"]
+    assert judged["unjudged_samples"] == len(pool) / 8
 
 
 def test_fig6_on_text_asks_prompts_of_validation_pairs(
