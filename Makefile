@@ -1,6 +1,7 @@
 # make demo   the whole road on two CPU cores: theorems, a sweep, small language models, one report
 # make test   lint, types, import contracts and all tests
 # make explore  the proper-learning gap with sliders, in the browser
+# make test-vllm  the tests that need vLLM, with its CPU build in an environment of its own
 # make fmt    format the code        make clean  remove out/        make help  this list
 
 PYTHON ?= python3
@@ -12,11 +13,11 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
 THEORY := $(shell find theory -name '*.py')
 
-.PHONY: demo explore test lint fmt clean help study sweep
+.PHONY: demo explore test test-vllm lint fmt clean help study sweep
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 $(BIN)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -71,6 +72,16 @@ lint: $(BIN)/.dev
 
 test: lint
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -q
+
+# vLLM pins other versions than we do: its own environment, which a study names as vllm_python.
+.venv-vllm/.ready: constraints.txt constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip --disable-pip-version-check install -q -c constraints.txt torch
+	.venv-vllm/bin/pip --disable-pip-version-check install -q --no-deps -r constraints-vllm.txt
+	@touch $@
+
+test-vllm: $(BIN)/.dev .venv-vllm/.ready
+	ROADS_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/vllm
 
 fmt: $(BIN)/.dev
 	$(BIN)/ruff check --fix .

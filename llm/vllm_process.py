@@ -63,17 +63,17 @@ def require_vllm(runtime: Runtime) -> None:
     python = runtime.vllm_python or sys.executable
     hint = (
         "install it in an environment of its own (python -m venv .venv-vllm, then "
-        ".venv-vllm/bin/pip install vllm==0.31.0) and name its python (vllm_python)"
+        ".venv-vllm/bin/pip install vllm==0.31.0) and name its python (--vllm-python)"
     )
     try:
         found = subprocess.run([python, "-P", "-c", FIND], capture_output=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"vllm_python {python}: cannot be run ({error}); {hint}") from error
+        raise InputError(f"--vllm-python {python}: cannot be run ({error}); {hint}") from error
     if found.returncode == 1 and not found.stderr:
         raise InputError(f"{python} has no vllm; {hint}")
     if found.returncode:
         last = found.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise InputError(f"vllm_python {python}: not a working python ({' '.join(last)}); {hint}")
+        raise InputError(f"--vllm-python {python}: not a working python ({' '.join(last)}); {hint}")
 
 
 def gpus_of_workers(runtime: Runtime, environment: Mapping[str, str]) -> list[str | None]:
