@@ -1,4 +1,4 @@
-"""`python -m theory`: check | solve | diagnose | sweep | task | forecast | exact."""
+"""`python -m theory`: check | solve | diagnose | sweep | task | forecast | exact | bridge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 # numpy loads, hence before the next imports; an explicit value stands.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from theory.commands.bridge import Bridge
 from theory.commands.check import Check
 from theory.commands.diagnose import Diagnose
 from theory.commands.exact import Exact
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Task, tyro.conf.subcommand("task")]
     | Annotated[Forecast, tyro.conf.subcommand("forecast")]
     | Annotated[Exact, tyro.conf.subcommand("exact")]
+    | Annotated[Bridge, tyro.conf.subcommand("bridge")]
 )
 
 

@@ -1,0 +1,108 @@
+"""What the bridge's cells found, as one tidy table: a line a number, null where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from theory.bridge import Bridge, Cell
+
+TABLE = "bridge.parquet"
+SCHEMA = {
+    "cell": "string",
+    "family": "string",
+    "horizon": "int64",
+    "pairs": "int64",
+    "part": "string",  # policy, theorem_2_2, likelihood or verdict
+    "name": "string",  # of the policy, the two roads, or the quantity that is judged
+    "measure": "string",  # "kl_to_optimum"; of a verdict its figure
+    "branch": "string",
+    "size": "string",
+    "seed": "int64",  # null: all seeds share it, or it is over seeds
+    "value": "float64",  # of a verdict: what was measured, with its interval
+    "low": "float64",
+    "high": "float64",
+    "predicted": "float64",  # by the toy forecast, with its standard error
+    "predicted_error": "float64",
+    "relation": "string",  # the paper's claim: greater, less, or equal within the margin
+    "margin": "float64",
+    "outcome": "string",
+    "reason": "string",
+}
+POLICY = (
+    *("kl_to_optimum", "soft_regret", "lemma_gap", "kl_to_reference", "expected_reward"),
+    *("win_rate", "mass_off_task", "recorded_gap"),
+)
+VIOLATION = ("kl", "kl_back")
+LIKELIHOOD = (
+    *("pairs", "prompts", "prompts_with_maximiser", "least_loss", "dpo_loss", "local_rm_loss"),
+    *("dpo_gradient", "local_rm_gradient"),
+)
+
+
+def rows_of(bridge: Bridge, cell: Cell) -> list[dict[str, Any]]:
+    """Everything that is known of a finished cell: policies, Theorem 2.2, fits and verdicts."""
+    from theory.exact import likelihoods, measured, violations
+    from theory.predictions import load_verdicts
+    from theory.study_files import read_study
+
+    study = read_study(bridge.study(cell))
+    found = []
+    for row in measured(study):
+        found += _measures("policy", row.policy, asdict(row), POLICY)
+    for row in violations(study):
+        name = f"{row.kind}: {row.reward_model.split('[')[0]} to {row.policy.split('[')[0]}"
+        of_seed = {**asdict(row), "seed": int(row.policy.rstrip("]").split("[")[1])}
+        found += _measures("theorem_2_2", name, of_seed, VIOLATION)
+    for row in likelihoods(study):
+        found += _measures("likelihood", "training pairs", asdict(row), LIKELIHOOD)
+    found += [
+        _of_verdict(verdict) for verdict in load_verdicts(bridge.study(cell) / "verdicts.json")
+    ]
+    where = {"cell": cell.name, "family": cell.family, "horizon": cell.horizon, "pairs": cell.pairs}
+    start = {**dict.fromkeys(SCHEMA), "branch": "", "size": "", **where}
+    return [{**start, **row} for row in found]
+
+
+def _measures(
+    part: str, name: str, row: dict[str, Any], measures: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One line a measure that has a value."""
+    where = {key: row[key] for key in ("branch", "size", "seed")}
+    return [
+        {"part": part, "name": name, "measure": measure, "value": float(row[measure]), **where}
+        for measure in measures
+        if row[measure] is not None
+    ]
+
+
+def _of_verdict(verdict: Any) -> dict[str, Any]:
+    prediction, measured = verdict.prediction, verdict.measurement
+    found = {
+        "part": "verdict",
+        "name": prediction.quantity,
+        "measure": prediction.figure,
+        "predicted": prediction.value,
+        "predicted_error": prediction.error,
+        "relation": prediction.relation,
+        "margin": prediction.margin if verdict.margin is None else verdict.margin,
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+    }
+    if measured is not None:
+        found |= {name: getattr(measured, name) for name in ("value", "low", "high")}
+        found["size"] = measured.size or ""
+    return found
+
+
+def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the table whole or not at all; columns as in SCHEMA."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in SCHEMA.items()])
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
+    partial.replace(path)
