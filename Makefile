@@ -1,5 +1,6 @@
 # make demo   the whole road on two CPU cores: theorems, a sweep, small language models, one report
 # make test   lint, types, import contracts and all tests
+# make bridge  toy forecasts against small transformers, exactly; then the report again (an hour)
 # make explore  the proper-learning gap with sliders, in the browser
 # make test-vllm  the tests that need vLLM, with its CPU build in an environment of its own
 # make fmt    format the code        make clean  remove out/        make help  this list
@@ -13,11 +14,11 @@ PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
 THEORY := $(shell find theory -name '*.py')
 
-.PHONY: demo explore test test-vllm lint fmt clean help study sweep
+.PHONY: demo bridge explore test test-vllm lint fmt clean help study sweep
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 $(BIN)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -57,6 +58,10 @@ study: $(OUT)/predictions.json | $(BIN)/.demo
 
 $(OUT)/report.html: $(OUT)/check.json $(OUT)/predictions.json sweep study
 	@echo "== 5/5 drawing the report"
+	@$(PY) -m paper_figures report $(OUT)
+
+bridge: | $(BIN)/.demo
+	@$(PY) -m theory bridge --out $(OUT)/bridge
 	@$(PY) -m paper_figures report $(OUT)
 
 explore: $(BIN)/.dev
