@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +30,8 @@ Pair = tuple[str, str]  # texts: preferred, dispreferred
 SEEDS = {"pairs": 1_000_003, "validation_pairs": 1_000_033}
 VALIDATION = 1000  # validation pairs made at most: they check a reward model, no figure reads them
 SAME = "identical texts"
-NO_COMPLETION = "fewer than two completions of the task"
+NO_COMPLETION = "no completion of the task"
+LOSES = -math.inf  # the gold reward of what is no completion of the task
 UNWRITTEN = "summaries of no one or two words"
 UNREADABLE, SPLIT = "unreadable verdicts", "split verdicts"
 NOTES = {
@@ -162,14 +164,13 @@ def _ranked(work: Work, _: None, part: str, rows: Sequence[Example]) -> Made:
     found: list[Pair | str] = []
     tied = 0
     for samples, values in zip(texts, scores, strict=True):
-        scored = {t: value for t, value in zip(samples, values, strict=True) if value is not None}
-        names, ranks = list(scored), list(scored.values())
-        chosen = best_and_worst(names, ranks, 1)
-        if not chosen:
-            found.append(SAME if len(set(samples)) < 2 else NO_COMPLETION)
+        ranks = [LOSES if value is None else value for value in values]
+        chosen = best_and_worst(samples, ranks, 1)
+        if not chosen or max(ranks) == LOSES:
+            found.append(NO_COMPLETION if chosen else SAME)
             continue
         ((best, worst),) = chosen
-        found.append((names[best], names[worst]))
+        found.append((samples[best], samples[worst]))
         tied += ranks[best] == ranks[worst]
     invalid = sum(judge.invalid(values) for values in scores)
     return Made(found, {**counts, "pairs_tied_in_score": tied, "invalid_samples": invalid})
@@ -213,16 +214,20 @@ def _narrow(work: Work, asked: Any, part: str, rows: Sequence[Example]) -> Made:
 def _bradley_terry(
     scores: Sequence[Sequence[Score]], pairs: Sequence[Pair], seed: int
 ) -> list[Pair | str]:
-    """P(first preferred) = sigmoid(r*(first) - r*(second)) (Eq. 4); row i's label is its own."""
+    """P(first preferred) = sigmoid(r*(first) - r*(second)) (Eq. 4); row i's label is its own.
+
+    What is no completion of the task loses, as everywhere; against another such there is no pair.
+    """
     uniforms = np.random.default_rng(seed).random(len(pairs))
     found: list[Pair | str] = []
     for (first, second), (a, b), u in zip(pairs, scores, uniforms, strict=True):
         if first == second:
             found.append(SAME)
-        elif a is None or b is None:
+        elif a is None and b is None:
             found.append(NO_COMPLETION)
         else:
-            found.append((first, second) if u < expit(a - b) else (second, first))
+            margin = (LOSES if a is None else a) - (LOSES if b is None else b)
+            found.append((first, second) if u < expit(margin) else (second, first))
     return found
 
 

@@ -71,6 +71,8 @@ def _worded(key: str) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return "unknown"
+    if isinstance(value, float):
+        return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -19,6 +19,7 @@ EOS, PAD = "<|endoftext|>", "<|padding|>"  # GPT-NeoX's names
 WORD_END = re.compile(r"(?<=\S)(?=\s)")
 PATH_LIKE = re.compile(r"^[./~]|\.json$|/.*/")
 CHUNK = 64  # candidate cuts encoded at once
+BATCH = 2048  # texts encoded at once: an encoding takes about 100 bytes a token, its ids few
 Ids = tuple[int, ...]
 
 
@@ -97,7 +98,11 @@ def check_vocabulary(tokenizer: Any, model: str | Path, revision: str | None = N
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
     """The ids of each text, special tokens' names read as plain text."""
-    return [tuple(encoding.ids) for encoding in _encodings(tokenizer, texts)]
+    made: list[Ids] = []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        made += [tuple(encoding.ids) for encoding in _encodings(tokenizer, part)]
+    return made
 
 
 def _encodings(tokenizer: Any, texts: Sequence[str]) -> list[Any]:

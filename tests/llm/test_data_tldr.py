@@ -82,13 +82,14 @@ def test_identical_and_news_rows_are_dropped_and_counted(
     news = {**COMPARISONS[0], "batch": "cnndm0", "info": {"id": "x", "article": "news"}}
     unnamed_news = {**news, "batch": "b"}
     write_lines(tmp_path / "preferences.jsonl", [*PREFERENCES, same])
-    write_lines(tmp_path / "batch.json", [news, unnamed_news, *COMPARISONS])
+    named_news = {**news, "batch": "batch0_cnndm", "info": {"id": "x"}}
+    write_lines(tmp_path / "batch.json", [news, unnamed_news, named_news, *COMPARISONS])
     write_lines(tmp_path / "posts.jsonl", [*POSTS, POSTS[0]])
     limits = DataConfig(n_test=1, n_validation_pairs=3)
     data = load(tmp_path, tokenizer=small_tokenizer, limits=limits, seed=0)
     assert data.card["dropped"] == {
         "pairs of identical texts": 1,
-        "cnndm rows": 2,
+        "cnndm rows": 3,
     }
     assert data.card["split"]["left_out"]["further references of a post"] == 1
     assert data.card["label_noise"] == {"repeated_pairs": 9, "unanimous": 9, "across_sources": 9}

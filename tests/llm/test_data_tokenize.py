@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llm.data import tokenize
 from llm.data.example import Post
 from llm.data.tokenize import (
     check_tokenizer,
@@ -91,11 +92,11 @@ def test_truncation_is_the_rule(
 
 
 @settings(max_examples=60, deadline=None)
-@given(pieces=st.lists(PIECES, max_size=60), limit=st.integers(18, 60))
+@given(pieces=st.lists(PIECES, max_size=60), limit=st.integers(18, 60), end=ENDS)
 def test_truncation_is_the_rule_for_pythia(
-    pieces: list[str], limit: int, pythia_tokenizer: Any
+    pieces: list[str], limit: int, end: str, pythia_tokenizer: Any
 ) -> None:
-    check_cut(pythia_tokenizer, post_of("".join(pieces)), limit)
+    check_cut(pythia_tokenizer, post_of("".join(pieces)), limit, end)
 
 
 def test_long_real_posts_are_cut_by_the_rule(tldr_dir: Path, pythia_tokenizer: Any) -> None:
@@ -129,6 +130,17 @@ def test_completions_are_apart_with_one_space_and_eos(small_tokenizer: Any) -> N
     assert cut.text == small_tokenizer.decode(cut.ids[:-1]).strip()
     assert not completions(small_tokenizer, texts, None)["x" * 60].too_long
     assert completions(small_tokenizer, [""], 5)[""].ids == (small_tokenizer.eos_token_id,)
+
+
+def test_many_texts_are_encoded_as_one_by_one(
+    small_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"the dog {i}" for i in range(11)]
+    alone = [encode(small_tokenizer, [text])[0] for text in texts]
+    for size in (1, 4, 11, 50):
+        monkeypatch.setattr(tokenize, "BATCH", size)
+        assert encode(small_tokenizer, texts) == alone
+    assert encode(small_tokenizer, []) == []
 
 
 def test_a_special_tokens_name_in_a_text_is_text(small_tokenizer: Any) -> None:

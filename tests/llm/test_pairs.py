@@ -143,24 +143,28 @@ def test_identical_samples_are_dropped_and_counted(
 def test_ranked_on_a_task_is_by_its_gold_reward(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no completion of the task has no reward: it is in no pair, and counted."""
+    """What is no completion of the task loses to what is one, and is counted."""
     exact = read_task(task / "task.json")
     bank = [exact.completion_text(leaf) for leaf in range(len(exact.leaves))]
 
     def write(p: int, k: int) -> list[str]:
-        return ["0 1 0 1", *(bank[(p + 3 * i) % len(bank)] for i in range(k - 1))]
+        off = ["0 1 0 1"] if p % 2 else ["0", "1"] * 2 if p % 8 == 0 else []
+        return [*off, *(bank[(p + 3 * i) % len(bank)] for i in range(k))][:k]
 
     script(monkeypatch, task, write)
     inputs = {"data": task, "policy": tmp_path / "none"}
     work = work_of(tmp_path, inputs, None, how="ranked", samples=4)
     metrics = pairs.make(work)
-    assert metrics["invalid_samples"] == 40
-    for i, (row, pair) in enumerate(zip(work.examples("pairs"), made(work), strict=True)):
+    assert metrics["invalid_samples"] == 20 + 4 * 5
+    card = json.loads((work.folder / "card.json").read_text())
+    assert card["parts"]["pairs"]["dropped"] == {pairs.NO_COMPLETION: 5}
+    rows = [(i, row) for i, row in enumerate(work.examples("pairs")) if i % 8]
+    for (i, row), pair in zip(rows, made(work), strict=True):
         prompt = exact.prompts.index(row.post_id)
-        leaves = [bank.index(text) for text in write(i, 4)[1:]]
+        leaves = [bank.index(text) for text in write(i, 4) if text in bank]
         rewards = exact.reward[prompt, leaves]
         best, worst = (bank[leaves[j]] for j in (rewards.argmax(), rewards.argmin()))
-        assert pair.completions == (best, worst)
+        assert pair.completions == (best, "0 1 0 1" if i % 2 else worst)
 
 
 def test_what_the_branch_reads_and_what_its_evaluation_keeps(text: Path, tmp_path: Path) -> None:
@@ -195,9 +199,10 @@ def test_narrow_labels_follow_the_gold_reward() -> None:
     assert near["a", "b"] / n == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
     mirrored = pairs._bradley_terry([(0.0, 1.0)] * n, texts, 1)
     assert Counter(mirrored)["a", "b"] / n == pytest.approx(1 / (1 + np.exp(1)), abs=0.03)
-    mixed = [(1.0, 0.0), (1.0, 1.0), (None, 0.0)]
-    found = pairs._bradley_terry(mixed, [("a", "b"), ("a", "a"), ("?", "b")], 1)
-    assert found[1:] == [pairs.SAME, pairs.NO_COMPLETION]
+    mixed = [(1.0, 1.0), (None, 0.0), (0.0, None), (None, None)]
+    texts = [("a", "a"), ("?", "b"), ("a", "?"), ("?", "!")]
+    wanted = [pairs.SAME, ("b", "?"), ("a", "?"), pairs.NO_COMPLETION]
+    assert pairs._bradley_terry(mixed, texts, 1) == wanted
 
 
 def test_narrow_on_a_task_draws_two_samples_a_row(

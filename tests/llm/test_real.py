@@ -2,13 +2,16 @@
 
 import gzip
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from llm import presets
+from llm import pairs, presets, tables
 from llm.__main__ import main
+from llm.config import OnlineConfig
+from llm.data.config import DataConfig
 from llm.presets import preset
+from tests.llm.small_stages import data_stage, random_policy, work_of
 
 CLEARLY = 1.3  # the longer text has at least this many times the letters
 
@@ -46,3 +49,24 @@ def test_a_planted_preference_is_learned(tldr_dir, tmp_path, monkeypatch):
     metrics = json.loads(record.read_text())["metrics"]
     assert metrics["pairs"] == 300
     assert metrics["val_accuracy"] >= 0.9
+
+
+def test_pairs_ranked_on_real_posts(tldr_dir, tmp_path):
+    """Fig. 6: samples of a policy that writes any bytes; their texts fit where the samples did."""
+    tokenizer = tldr_dir.parent / "tokenizer" / "20B_tokenizer.json"
+    limits = DataConfig(n_sft=10, n_pairs=60, n_validation_pairs=20, n_test=5)
+    data = data_stage(tmp_path / "data", tldr_dir, limits, tokenizer)
+    words = json.loads((data / "vocabulary.json").read_text())
+    inputs = {"data": data, "policy": random_policy(tmp_path / "policy", words)}
+    online = asdict(OnlineConfig(samples=3, temperature=1.0, pool="prompt"))
+    work = work_of(tmp_path, inputs, None, how="ranked", samples=3, tokens=12, online=online)
+    metrics = pairs.make(work)
+    rows = {row.example_id: row for row in work.examples("pairs")}
+    found = tables.read_examples(work.folder / "pairs.parquet")
+    assert metrics["pairs"] == len(found) > 50
+    assert metrics["pools"] == len({row.prompt_ids for row in rows.values()}) < 60
+    for pair in found:
+        assert pair.prompt_ids == rows[pair.example_id].prompt_ids
+        for ids in pair.completion_ids:
+            assert ids[-1] == words["eos"]
+            assert len(ids) <= 13
