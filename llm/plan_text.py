@@ -21,30 +21,39 @@ def print_plan(plan: StudyPlan) -> None:
     console = Console()
     console.print(_table(plan))
     totals = plan.totals
-    console.print(f"to run: {totals.stages} stages", highlight=False)
+    console.print(f"to run: {totals.stages} stages", highlight=False, soft_wrap=True)
     machine = plan.machine
     console.print(
         f"GPU hours: {_number(totals.gpu_hours)} (a GPU of {machine['peak_tflops']:g} TFLOP/s, "
         f"used to {machine['utilisation']:.0%}; {machine['bandwidth']:g} TB/s, used to "
         f"{machine['bandwidth_use']:.0%})",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"memory: up to {_number(totals.peak_gib)} GiB a GPU", highlight=False)
+    console.print(
+        f"memory: up to {_number(totals.peak_gib)} GiB a GPU", highlight=False, soft_wrap=True
+    )
     console.print(
         f"disk: {_number(totals.disk_gib)} GiB kept, and up to {_number(totals.checkpoint_gib)} "
         "GiB of checkpoints for each stage that trains at the time",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"judge: {totals.questions:,} questions at most, {totals.dollars:,.0f} dollars",
         highlight=False,
+        soft_wrap=True,
     )
     for line in plan.assumptions:
-        console.print(f"  assumed: {escape(line)}", highlight=False)
+        console.print(f"  assumed: {escape(line)}", highlight=False, soft_wrap=True)
     for line in plan.unresolved:
-        console.print(f"  unresolved: {escape(line)} (only the hub could tell)", highlight=False)
+        console.print(
+            f"  unresolved: {escape(line)} (only the hub could tell)",
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in plan.warnings:
-        console.print(f"  warning: {escape(line)}", highlight=False)
+        console.print(f"  warning: {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def _table(plan: StudyPlan) -> Table:

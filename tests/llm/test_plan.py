@@ -1,0 +1,285 @@
+"""What a study would take: counted by hand on small cases, said to be unknown where it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm import __main__ as command
+from llm import checks, costs
+from llm.config import ModelConfig
+from llm.costs import GIB, Lengths, Machine
+from llm.errors import InputError
+from llm.models import new_policy, save_policy
+from llm.plan import StagePlan, StudyPlan
+from llm.request import Request, default_seeds
+from llm.runtime import Runtime
+from llm.shapes import PYTHIA, neox, shape_of
+from llm.study import planned
+
+PUBLISHED = {  # the parameters of each model's card on the hub
+    "70m": 70_426_624,
+    "160m": 162_322_944,
+    "410m": 405_334_016,
+    "1b": 1_011_781_632,
+    "1.4b": 1_414_647_808,
+    "2.8b": 2_775_208_960,
+    "6.9b": 6_857_302_016,
+    "12b": 11_846_072_320,
+}
+SMALL = neox(64, 2, 2, 100)
+MACHINE = Machine(peak_tflops=1.0, utilisation=0.5, bandwidth=1.0, bandwidth_use=0.5, sequences=4)
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+def test_parameters_are_those_published():
+    assert {name: shape.parameters for name, shape in PYTHIA.items()} == PUBLISHED
+
+
+def test_parameters_of_a_model_from_scratch_and_of_a_folder_are_counted(tmp_path):
+    config = ModelConfig(hidden_size=32, layers=2, heads=2)
+    model = new_policy(config, vocabulary=50, eos=0, pad=1, seed=0)
+    counted = sum(p.numel() for p in model.parameters())
+    found = shape_of(config, 50)
+    assert found is not None
+    assert found.parameters == counted
+    save_policy(model, tmp_path)
+    folder = shape_of(ModelConfig(pretrained=str(tmp_path)), None)
+    assert folder == found
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="its shape cannot be read"):
+        shape_of(ModelConfig(pretrained=str(tmp_path)), None)
+
+
+def test_what_is_not_known_is_none():
+    assert shape_of(ModelConfig(), None) is None
+    assert shape_of(ModelConfig(pretrained="owner/some-llama"), 100) is None
+    assert (
+        shape_of(ModelConfig(pretrained="EleutherAI/pythia-1.4b-deduped"), None) == PYTHIA["1.4b"]
+    )
+
+
+# --- formulas ------------------------------------------------------------------------------------
+
+
+def test_hours_by_hand():
+    """6 or 2 operations a parameter and token, at half of a TFLOP/s."""
+    n = SMALL.parameters
+    assert costs.train_hours(SMALL, 10, 7, MACHINE) * 3600 == pytest.approx(6 * n * 70 / 5e11)
+    assert costs.score_hours(SMALL, 10, 7, MACHINE) * 3600 == pytest.approx(2 * n * 70 / 5e11)
+
+
+def test_sampling_hours_by_hand():
+    """Prompts once, then 8 tokens of 6 samples, 4 at a time: 12 steps that read, or compute."""
+    lengths, n = Lengths(prompt=10, completion=0, generated=8), SMALL.parameters
+    read = (2 * n + 4 * (10 + 4) * SMALL.cache_bytes) / 5e11
+    assert SMALL.cache_bytes == 2 * 2 * 2 * 64  # keys and values, 2 bytes, 2 layers, 64 wide
+    for tflops, step in ((100.0, read), (1.0, 2 * n * 4 / 5e11)):
+        machine = replace(MACHINE, peak_tflops=tflops)
+        prompts = 2 * n * 3 * 10 / (tflops * 5e11)
+        found = costs.sample_hours(SMALL, 3, 2, lengths, machine) * 3600
+        assert found == pytest.approx(prompts + 12 * step)
+
+
+def test_memory_by_hand():
+    n = SMALL.parameters
+    found = costs.train_memory(SMALL, 3, 20, 5, gpus=8, half=True)  # small: copied, not sharded
+    assert found * GIB == pytest.approx(18 * n + 3 * (20 * 2 * 64 * 34 + 5 * 100 * 8))
+    large = PYTHIA["6.9b"]
+    one, eight = (costs.train_memory(large, 0, 0, 0, gpus=g, half=False) for g in (1, 8))
+    assert one == pytest.approx(8 * eight)
+    assert one * GIB == 16 * large.parameters
+
+
+@given(st.integers(1, 10**6), st.integers(1, 30), st.sampled_from(sorted(PYTHIA)))
+def test_twice_the_work_takes_no_less_and_no_more_than_twice_as_long(prompts, each, name):
+    shape, lengths, machine = PYTHIA[name], Lengths(), Machine()
+    once = costs.sample_hours(shape, prompts, each, lengths, machine)
+    twice = costs.sample_hours(shape, 2 * prompts, each, lengths, machine)
+    assert once < twice <= 2 * once * (1 + 1e-9)
+    faster = replace(machine, peak_tflops=2 * machine.peak_tflops, bandwidth=2 * machine.bandwidth)
+    halved = costs.sample_hours(shape, prompts, each, lengths, faster)
+    assert halved == pytest.approx(once / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("peak_tflops", 0), ("utilisation", 1.5), ("utilisation", float("nan")), ("memory", -1.0)],
+)
+def test_a_machine_that_cannot_be_is_refused(name, value):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}"):
+        Machine(**{name: value})
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def _plan(**changes) -> StudyPlan:
+    given_ = {"out": Path("/nowhere/study"), "preset": "1.4b", "figures": ("fig3",), "seeds": 1}
+    return planned(Request(**{**given_, **changes}))
+
+
+def _stages(plan: StudyPlan) -> dict[str, StagePlan]:
+    return {stage.id: stage for stage in plan.stages}
+
+
+def test_totals_are_the_sums_of_the_stages():
+    plan = _plan()
+    for name in ("gpu_hours", "disk_gib"):
+        total = sum(getattr(stage, name) for stage in plan.stages)
+        assert getattr(plan.totals, name) == pytest.approx(total, rel=1e-3)
+    assert plan.totals.questions == sum(stage.questions for stage in plan.stages) == 5 * 2 * 600
+    assert plan.totals.peak_gib == max(stage.peak_gib or 0.0 for stage in plan.stages)
+    assert plan.totals.stages == len(plan.stages)
+
+
+def test_training_costs_what_its_rows_and_epochs_say():
+    stages = _stages(_plan())
+    dpo, twice = stages["dpo[0]"], stages["dpo_2x[0]"]
+    assert twice.gpu_hours == pytest.approx(2 * (dpo.gpu_hours or 0.0), rel=1e-3)
+    n, tokens = PYTHIA["1.4b"].parameters, 346 + 2 * 35
+    hours = 6 * n * 92_900 * tokens / (989e12 * 0.4) / 3600
+    assert dpo.gpu_hours == pytest.approx(hours, rel=1e-3)
+    assert dpo.disk_gib == pytest.approx(4 * n / GIB, rel=1e-3)
+
+
+def test_what_does_not_fit_is_warned_of_and_a_smaller_micro_batch_helps():
+    assert any(line.startswith("dpo[0] takes about") for line in _plan().warnings)
+    assert not _plan(runtime=Runtime(micro_batch=8)).warnings
+
+
+def test_an_unknown_model_has_no_hours_and_no_zero():
+    plan = _plan(model="owner/unheard-of")
+    assert _stages(plan)["sft"].gpu_hours is None
+    assert plan.totals.gpu_hours is None
+    assert plan.totals.disk_gib is None
+    assert "model owner/unheard-of" in plan.unresolved
+    assert plan.tokenizer == "owner/unheard-of"
+
+
+def test_a_task_is_known_whole(shared_task_file):
+    plan = _plan(preset="tiny", data=str(shared_task_file), figures=("fig3", "fig9"))
+    assert plan.unresolved == []
+    assert plan.counts[""]["source"] == "limits"
+    assert plan.totals.questions == 0
+    assert all(stage.directory for stage in plan.stages)
+    assert {stage.state for stage in plan.stages} == {"waiting"}
+    assert plan.totals.gpu_hours is not None
+
+
+def test_json_has_stable_keys_and_is_what_the_command_prints(capsys):
+    line = ["study", "fig3", "--preset", "1.4b", "--seeds", "1", "--dry-run", "--json"]
+    assert command.main([*line, "--out", "/nowhere/study"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(json.dumps(_plan().to_json()))
+    assert list(found) == [field.name for field in fields(StudyPlan)]
+    assert list(found["stages"][0]) == [field.name for field in fields(StagePlan)]
+
+
+def test_the_plan_can_be_read(capsys):
+    line = ["study", "fig3", "--preset", "paper", "--dry-run", "--out", "/nowhere/study"]
+    assert command.main([*line, "--peak-tflops", "312", "--bandwidth", "2.0"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("GPU hours:", "312 TFLOP/s", "unresolved: model EleutherAI/pythia-2.8b-deduped"):
+        assert words in text
+
+
+def test_json_without_a_dry_run_is_refused(capsys):
+    assert command.main(["study", "fig3", "--json"]) == 2
+    assert "--json is of --dry-run" in capsys.readouterr().err
+
+
+def test_the_papers_presets_have_its_three_seeds():
+    assert [default_seeds(name) for name in ("tiny", "small", "1.4b", "paper")] == [2, 2, 3, 3]
+
+
+# --- before the first second of work -------------------------------------------------------------
+
+
+def _refused(capsys, out: Path, *arguments: str) -> str:
+    assert command.main(["study", *arguments, "--out", str(out)]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert errors.startswith("error: ")
+    assert "\n" not in errors
+    assert not out.exists()
+    return errors
+
+
+def test_a_disk_too_small_is_refused(capsys, tmp_path, monkeypatch):
+    full = SimpleNamespace(total=10**9, used=10**9, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert "GiB free, the study needs about" in _refused(capsys, tmp_path / "out", "fig9")
+
+
+def test_more_gpus_than_there_are_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "visible_gpus", lambda: ("0", "1"))
+    errors = _refused(capsys, tmp_path / "out", "fig9", "--gpus", "3")
+    assert "takes 3 GPUs" in errors
+    assert errors.endswith("here are 2")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "may not be written to" in _refused(capsys, tmp_path / "out", "fig9")
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    assert "is a file, not a folder" in _refused(capsys, tmp_path / "file" / "out", "fig9")
+
+
+def _text(tldr: Path, tokenizer: Path, *more: str) -> list[str]:
+    return ["fig3", "--data", str(tldr), "--tokenizer", str(tokenizer), *more]
+
+
+def test_a_judge_without_its_key_is_refused(
+    capsys, tmp_path, monkeypatch, small_tldr, small_tokenizer_file
+):
+    monkeypatch.delenv("ROADS_NO_SUCH_KEY", raising=False)
+    line = _text(small_tldr, small_tokenizer_file, "--judge", "gpt-4o")
+    errors = _refused(capsys, tmp_path / "out", *line, "--key-name", "ROADS_NO_SUCH_KEY")
+    assert "ROADS_NO_SUCH_KEY" in errors
+
+
+def test_an_endpoint_that_does_not_answer_is_refused(
+    capsys, tmp_path, monkeypatch, small_tldr, small_tokenizer_file
+):
+    monkeypatch.setenv("ROADS_KEY", "sk-not-to-be-seen")
+    line = _text(small_tldr, small_tokenizer_file, "--judge", "gpt-4o", "--key-name", "ROADS_KEY")
+    errors = _refused(capsys, tmp_path / "out", *line, "--base-url", "http://127.0.0.1:9/v1")
+    assert "127.0.0.1:9" in errors
+    assert "sk-not-to-be-seen" not in errors
+
+
+def test_a_judge_folder_without_a_model_is_refused(
+    capsys, tmp_path, small_tldr, small_tokenizer_file
+):
+    (tmp_path / "empty").mkdir()
+    line = _text(small_tldr, small_tokenizer_file, "--judge", f"local:{tmp_path / 'empty'}")
+    assert "empty" in _refused(capsys, tmp_path / "out", *line)
+
+
+def test_what_is_on_no_hub_is_refused(capsys, tmp_path, monkeypatch):
+    """No hub and no cache here: the data of the paper's presets are named in the error."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    errors = _refused(capsys, tmp_path / "out", "fig3", "--preset", "1.4b")
+    assert "EleutherAI/pythia-1.4b-deduped" in errors
+
+
+def test_vllm_that_is_not_there_is_refused(capsys, tmp_path, shared_task_file):
+    line = ["fig3", "--preset", "1.4b", "--data", str(shared_task_file)]
+    model = tmp_path / "model"
+    config = ModelConfig(hidden_size=32, layers=1, heads=1)
+    save_policy(new_policy(config, vocabulary=50, eos=0, pad=1, seed=0), model)
+    capsys.readouterr()  # the library's progress bar
+    line += ["--model", str(model), "--vllm-python", "/no/such/python"]
+    assert "/no/such/python" in _refused(capsys, tmp_path / "out", *line)
