@@ -166,8 +166,8 @@ def _(measured_row, mo, np, number, per_seed, score, span, study, t):
 
     There are two spreads, and they answer two questions. *Over seeds*: would another training run
     say the same? *Within a seed, over prompts*: would other prompts, on this very model?
-    {"; ".join(_within) or "No interval over prompts was recorded"}. A verdict uses the first; all seeds
-    answer the same prompts, so look at the second too before speaking of other prompts.
+    {"; ".join(_within) or "No interval over prompts was recorded"}. A verdict uses the first; all
+    seeds answer the same prompts, so look at the second too before speaking of other prompts.
     """)
     return
 

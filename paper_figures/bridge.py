@@ -88,11 +88,13 @@ def _levels(bridge: BridgeRecord, cell: str) -> list[Level]:
 
 def _signs(name: str, title: str, rows: Sequence[BridgeRow]) -> Panel:
     """Predicted value across, measured value upwards, one mark a prediction and cell."""
-    drawn = [(r.predicted, r.value, r) for r in rows if None not in (r.predicted, r.value)]
+    drawn = [
+        (r.predicted, r.value, r) for r in rows if r.predicted is not None and r.value is not None
+    ]
 
     def draw(ax: Axes) -> None:
-        wide = max(abs(x or 0.0) for x, _, _ in drawn) * 1.15 or 1.0
-        high = max(abs(y or 0.0) for _, y, _ in drawn) * 1.3 or 1.0
+        wide = max(abs(x) for x, _, _ in drawn) * 1.15 or 1.0
+        high = max(abs(y) for _, y, _ in drawn) * 1.3 or 1.0
         ax.fill_between([0, wide], 0, high, color=GRID, alpha=0.13, lw=0)
         ax.fill_between([-wide, 0], -high, 0, color=GRID, alpha=0.13, lw=0)
         ax.axhline(0.0, color=INK, lw=0.7)
@@ -120,7 +122,7 @@ def _signs(name: str, title: str, rows: Sequence[BridgeRow]) -> Panel:
 def sign_sentence(rows: Sequence[BridgeRow]) -> str:
     """How often toy and transformer are on one side of 0, and the verdicts."""
     both = [(r.predicted, r.value) for r in rows if r.predicted and r.value]
-    same = sum((a or 0.0) * (b or 0.0) > 0 for a, b in both)
+    same = sum((a > 0) == (b > 0) for a, b in both)
     words = tally(row.outcome for row in rows)
     return f"{same} of {len(both)} on the predicted value's side of 0; {words}"
 
