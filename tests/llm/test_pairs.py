@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 
 from llm import online, pairs, tables
-from llm.config import OnlineConfig
+from llm.config import JudgeConfig, OnlineConfig
 from llm.data.config import DataConfig
 from llm.data.task_file import read_task
 from llm.data.tokenize import encode, load_tokenizer
 from llm.errors import InputError
+from llm.judge import pace
+from llm.judge.endpoint import EndpointError
 from llm.judge.texts import Preference
+from llm.runtime import Runtime
 from llm.sample import Sample
 from llm.work import Work
+from tests.llm.misbehaving import KEY, Server, longer
 from tests.llm.small_stages import data_stage, random_policy, work_of
 
 LIMITS = DataConfig(n_sft=8, n_pairs=12, n_validation_pairs=6, n_test=4)
@@ -334,3 +339,56 @@ def test_a_test_post_without_summary_is_left_out_and_counted(
     assert missing not in {example.prompt for example in made(work, "test")}
     card = json.loads((work.folder / "card.json").read_text())
     assert card["parts"]["test"]["dropped"] == {pairs.UNWRITTEN: 1}
+
+
+def test_a_real_endpoint_is_never_asked_twice(
+    small_tldr: Path,
+    small_tokenizer_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over HTTP: cut short, the stage keeps the answers; the next run asks for the rest alone."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+    data = data_stage(tmp_path / "data", small_tldr, TWO, small_tokenizer_file)
+    with Server(_answers()) as server:
+        runtime = Runtime(base_url=server.url, retries=2, concurrency=1)
+        work = replace(
+            work_of(
+                tmp_path,
+                {"data": data},
+                None,
+                how="two_word",
+                samples=0,
+                tokens=5,
+                judge=asdict(JudgeConfig(model="gpt-4o")),
+            ),
+            runtime=runtime,
+        )
+        server.faults.extend([""] * 9 + ["500"] * 30)
+        with pytest.raises(EndpointError, match="kept"):
+            pairs.make(work)
+        server.faults.clear()
+        metrics = pairs.make(work)
+        asked = Counter(server.prompts)
+        assert metrics["judge_asked"] == sum(server.answered.values()) < sum(asked.values())
+        before = len(server.prompts)
+        first = [file.read_bytes() for file in sorted(work.folder.glob("*.parquet"))]
+        assert pairs.make(work)["pairs"] == metrics["pairs"]
+        assert len(server.prompts) == before
+        assert [file.read_bytes() for file in sorted(work.folder.glob("*.parquet"))] == first
+    assert metrics["pairs"] + metrics["dropped"] == 12
+    for pair in made(work):
+        assert len(pair.completions[0]) > len(pair.completions[1])
+
+
+def _answers() -> Any:
+    """A judge that prefers the longer one, and writes two words, longer every time."""
+    written = itertools.count(1)
+
+    def answer(prompt: str) -> str:
+        if "### Summary A:" in prompt:
+            return longer(prompt)
+        return f"Summary: a{'b' * next(written)} dog"
+
+    return answer
