@@ -186,7 +186,7 @@ class ModelJudge:
                 problem = _problem(future)
                 if problem is None:
                     report(done / total)
-                elif failed is None:
+                elif failed is None and not isinstance(problem, StoppedError):
                     failed = problem
                     endpoint.stop.set()
                     for other in futures:

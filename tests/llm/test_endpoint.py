@@ -16,7 +16,9 @@ import pytest
 from llm.config import JudgeConfig
 from llm.errors import InputError
 from llm.judge import Comparison, EndpointError, ModelJudge, check_judge, pace, reach_judge, texts
+from llm.judge.endpoint import StoppedError
 from llm.judge.pace import Pace, backoff, retry_after
+from llm.judge.store import Answer, Question
 from llm.runtime import Runtime
 from tests.llm.misbehaving import KEY, Server, longer
 
@@ -162,6 +164,25 @@ def test_a_fault_that_trying_cannot_mend_is_not_tried_again(
 def test_an_endpoint_that_is_gone_is_an_error(tmp_path: Path, opened: Open) -> None:
     with pytest.raises(EndpointError, match=r"connection failed.*0 of 2 answers"):
         opened(base_url="http://127.0.0.1:9/v1").prefer(ROWS[:1])
+
+
+def test_the_error_is_the_first_failures_and_not_of_a_question_that_was_stopped(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = opened(concurrency=3)
+    endpoint = judge._connect()
+
+    def ask(question: Question) -> Answer:
+        if "post 0" in question.prompt:
+            endpoint.stop.wait(10)
+            raise StoppedError  # done before the failure is
+        endpoint.stop.set()
+        time.sleep(0.1)
+        raise EndpointError("the reason")
+
+    monkeypatch.setattr(endpoint, "ask", ask)
+    with pytest.raises(EndpointError, match=r"the reason \(0 of 4"):
+        judge.prefer(ROWS[:2])
 
 
 def test_a_question_that_is_refused_has_no_verdict(server: Server, opened: Open) -> None:
