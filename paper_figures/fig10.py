@@ -46,16 +46,26 @@ def fig10(study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
 
 def _curves(study: Study) -> list[Panel]:
     """One panel a source and size, on one vertical axis for each size."""
+    found = {size: drawn for size in sizes(study) if (drawn := _at_size(study, size))}
     panels = []
-    for size in sizes(study):
-        for score in SCORES:
-            found = {source: _source(study, source, score, size) for source in SOURCES}
-            drawn = {source: curves for source, curves in found.items() if curves}
-            if drawn:
-                frame = _frame(drawn.values())
-                panels += [_panel(study, s, size, score, c, frame) for s, c in drawn.items()]
-                break
+    for size, (score, by_source) in found.items():
+        end = f", {size_words(study, size)}" if len(found) > 1 else ""
+        frame = _frame(by_source.values())
+        for source, curves in by_source.items():
+            name = f"fig10-{source}" + (f"-{size}" if size else "")
+            title = f"Samples of {label(source)}{end}"
+            panels.append(_panel(name, title, score, curves, frame))
     return panels
+
+
+def _at_size(study: Study, size: str) -> tuple[str, dict[str, dict[str, Curve]]] | None:
+    """The score that was measured, and each source's curves by reward model."""
+    for score in SCORES:
+        found = {source: _source(study, source, score, size) for source in SOURCES}
+        drawn = {source: curves for source, curves in found.items() if curves}
+        if drawn:
+            return score, drawn
+    return None
 
 
 def _source(study: Study, source: str, score: str, size: str) -> dict[str, Curve]:
@@ -98,15 +108,9 @@ def _frame(found: Iterable[dict[str, Curve]]) -> tuple[float, float]:
 
 
 def _panel(
-    study: Study,
-    source: str,
-    size: str,
-    score: str,
-    curves: dict[str, Curve],
-    frame: tuple[float, float],
+    name: str, title: str, score: str, curves: dict[str, Curve], frame: tuple[float, float]
 ) -> Panel:
-    words = size_words(study, size)
-    title = f"Samples of {label(source)}" + (f", {words}" if words else "")
+    """One line a reward model over N."""
 
     def draw(ax: Axes) -> None:
         for i, (rm, found) in enumerate(curves.items()):
@@ -134,5 +138,4 @@ def _panel(
         f"{label(rm)} {number(found[max(found)].mean)} at N = {max(found)}"
         for rm, found in curves.items()
     )
-    name = f"fig10-{source}" + (f"-{size}" if size else "")
     return Panel(name, draw, f"{title}: {label(score)} of the best of N. {ends}", 2.7)

@@ -16,13 +16,14 @@ from paper_figures.style import Panel, Picture
 from theory.predictions import Verdict
 
 METRICS = (
-    ("val_loss", "Validation loss", "nats per pair, each model's own class (lower is better)"),
-    ("val_accuracy", "Validation accuracy", "accuracy on held-out pairs (0-1, higher is better)"),
+    ("val_loss", "Validation loss", "nats per pair (lower is better)"),
+    ("val_accuracy", "Validation accuracy", "accuracy (0-1, higher is better)"),
 )
 TITLE = "Fig. 9: reward models in distribution"
 CAPTION = (
     "Levels: dots, one for each seed; bar, their mean, with the interval where one was recorded. "
-    "Matched: batch, learning rate and schedule of the other reward models."
+    "On held-out pairs, each model's own class. Matched: batch, learning rate and schedule of the "
+    "other reward models."
 )
 
 
@@ -46,8 +47,9 @@ def _levels(study: Study) -> list[Panel]:
         for metric, _, _ in METRICS
     }
     panels = []
+    several = len({size for (_, size), rows in found.items() if rows}) > 1
     for size in sizes(study):
-        end = f", {size_words(study, size)}" if size_words(study, size) else ""
+        end = f", {size_words(study, size)}" if several else ""
         for metric, title, axis in METRICS:
             if rows := found[metric, size]:
                 name = f"fig9-{metric}" + (f"-{size}" if size else "")
@@ -58,16 +60,16 @@ def _levels(study: Study) -> list[Panel]:
 
 def matched_sentences(study: Study) -> list[str]:
     """What becomes of "local is worse than global" once both are trained the same way."""
+    quantity = "val_loss[local_rm] - val_loss[global_rm_matched]"
+    found = {size: measured_row(study, "fig9", quantity, size) for size in sizes(study)}
+    rows = {size: row for size, row in found.items() if row is not None}
     out = []
-    for size in sizes(study):
-        quantity = "val_loss[local_rm] - val_loss[global_rm_matched]"
-        row = measured_row(study, "fig9", quantity, size)
-        if row is not None:
-            where = f" ({size_words(study, size)})" if size_words(study, size) else ""
-            value = f"{number(row.value, sign=True)} {span(row.low, row.high)}".strip()
-            note = f" The {row.note}." if row.note else ""
-            out.append(
-                f"Trained like the others, the global reward model{where} leaves Local RM a "
-                f"validation loss {value} {row.unit} above its own.{note}"
-            )
+    for size, row in rows.items():
+        where = f", {size_words(study, size)}" if len(rows) > 1 else ""
+        value = f"{number(row.value, sign=True)} {span(row.low, row.high)}".strip()
+        note = f" {row.note[:1].upper()}{row.note[1:]}." if row.note else ""
+        out.append(
+            "Validation loss of Local RM less that of a global reward model trained like the "
+            f"others{where}: {value} {row.unit}.{note}"
+        )
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
@@ -99,12 +100,12 @@ class HypothesisSection:
 
     name: str
     words: str
-    tally: str  # "2 for it, 1 against it, 3 say nothing"
+    tally: str  # "for it 2, against it 1, neither 3"
     lines: tuple[tuple[str, str], ...]  # (what was compared, what it says)
     contradictable: tuple[tuple[str, str], ...]  # (figure, how)
 
 
-SAYS = {"for": "for it", "against": "against it", None: "nothing of it"}
+SAYS = {"for": "for it", "against": "against it", None: "says nothing of it"}
 
 
 def hypothesis_sections(study: Study | None) -> list[HypothesisSection]:
@@ -113,15 +114,22 @@ def hypothesis_sections(study: Study | None) -> list[HypothesisSection]:
         HypothesisSection(
             name=each.name,
             words=each.words,
-            tally=prose.tally(SAYS.get(row.says, str(row.says)) for row in each.evidence),
+            tally=_counted(each.evidence),
             lines=tuple(
-                (_compared(row), f"{row.outcome}: {SAYS.get(row.says, str(row.says))}")
+                (_compared(row), f"{row.outcome}, {SAYS.get(row.says, row.says)}")
                 for row in each.evidence
             ),
             contradictable=tuple((prose.figure_name(at), how) for at, how in each.contradictable),
         )
         for each in (() if study is None else study.hypotheses)
     ]
+
+
+def _counted(evidence: Sequence[Evidence]) -> str:
+    counts = Counter(row.says for row in evidence)
+    silent = len(evidence) - counts["for"] - counts["against"]
+    words = f"for it {counts['for']}, against it {counts['against']}, neither {silent}"
+    return words if evidence else ""
 
 
 def _compared(row: Evidence) -> str:

@@ -136,7 +136,7 @@ def test_figure_9_shows_what_the_same_hyperparameters_change(study: Study) -> No
     assert "Global RM, matched 0.62" in fig9_levels(picture.panels[0].alt)
     sentences = matched_sentences(study)
     assert len(sentences) == 3
-    assert "(2.8b) leaves Local RM a validation loss +0.020 [+0.008, +0.032]" in sentences[1]
+    assert "others, 2.8b: +0.020 [+0.008, +0.032] nats per pair." in sentences[1]
 
 
 def fig9_levels(alt: str) -> str:
@@ -244,12 +244,12 @@ def test_hypotheses_are_named_where_a_verdict_names_them(demo: Path, edit_json: 
     (root / "hypotheses.json").write_text(json.dumps(body), encoding="utf-8")
     page = render(load_folder(demo))
     assert "<b>H6</b>: To verify is simpler than to generate." in page
-    assert "This figure tells: no gap at all." in page
+    assert "What could contradict it here: no gap at all." in page
     assert "<b>H1</b></p>" in page
     assert "1.4b; H1, H6" in page
     assert "Signs carry over, sizes never." in page
-    assert "Verdicts that say: 1 for it, 1 nothing of it." in page
-    assert "Fig. 3 at 1.4b, win rate: Online DPO (SFT) \u2212 DPO: supported: for it" in page
+    assert "Verdicts: for it 1, against it 0, neither 1." in page
+    assert "Fig. 3 at 1.4b, win rate: Online DPO (SFT) \u2212 DPO: supported, for it" in page
     edit_json(root / "hypotheses.json", lambda b: b["hypotheses"][0].pop("words"))
     with pytest.raises(InputError, match=r"hypotheses\.json: hypothesis 0: key 'words'"):
         load_folder(demo)
