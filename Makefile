@@ -40,12 +40,12 @@ $(OUT)/check.json: $(THEORY) | $(BIN)/.demo
 	@$(PY) -m theory check --json $@
 
 $(OUT)/task.json: $(THEORY) | $(BIN)/.demo
-	@echo "== 2/5 exporting a task and predicting Figs. 3 and 9 at the toy rung"
+	@echo "== 2/5 exporting a task and predicting Figs. 3, 9 and 10 at the toy rung"
 	@mkdir -p $(OUT)
 	@$(PY) -m theory task --out $@
 
 $(OUT)/predictions.json: $(OUT)/task.json
-	@$(PY) -m theory forecast fig3 fig9 --task $< --out $@
+	@$(PY) -m theory forecast fig3 fig9 fig10 --task $< --out $@
 
 sweep: | $(BIN)/.demo
 	@echo "== 3/5 measuring the proper-learning gap on small trees"
@@ -53,7 +53,7 @@ sweep: | $(BIN)/.demo
 
 study: $(OUT)/predictions.json | $(BIN)/.demo
 	@echo "== 4/5 training small GPT-NeoX models on the exported task"
-	@$(PY) -m llm study fig3 fig9 --preset tiny --seeds $(SEEDS) --data $(OUT)/task.json \
+	@$(PY) -m llm study fig3 fig9 fig10 --preset tiny --seeds $(SEEDS) --data $(OUT)/task.json \
 		--predictions $(OUT)/predictions.json --out $(OUT)/study
 
 $(OUT)/report.html: $(OUT)/check.json $(OUT)/predictions.json sweep study

@@ -134,10 +134,11 @@ class JudgeConfig:
     """Who compares two summaries of text (App. C.4). A task is judged by its own gold reward.
 
     What decides a verdict and nothing else: the address, key, rate and price of an endpoint are
-    `llm.judge.endpoint.Endpoint`'s, and change no stage's address.
+    `llm.runtime.Runtime`'s, and change no stage's address.
     """
 
     model: str | None = None  # of an OpenAI-compatible endpoint; None: ROUGE-L scores alone
+    sha256: str | None = None  # of a local judge's folder (local:FOLDER)
     both_orders: bool = True
     max_tokens: int = 200
     temperature: float = 0.0
