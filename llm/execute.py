@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any
 
 from llm.errors import InputError
 from llm.pulse import beating
-from llm.records import ERROR, SCHEMA, StageKey, Store, versions
+from llm.records import ERROR, RECORD, SCHEMA, StageKey, Store, is_record, versions
 from llm.runtime import Runtime
 from llm.stage import Stage
 
@@ -84,6 +85,37 @@ def execute(plan: Plan, stage: Stage, report: Callable[[float], None]) -> None:
             report(fraction)
 
         record = _compute(plan, stage, folder, both)
+    store.finish(key, record)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started, perhaps on several nodes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def execute_together(plan: Plan, stage: Stage) -> None:
+    """This process's part of a stage that all of torchrun's processes train; the first one writes.
+
+    Raises InputError where an input is not finished, and what the stage raises.
+    """
+    store, key = Store(plan.root), plan.keys[stage.id]
+    folder = store.partial(key)
+    missing = [i for _, i in stage.inputs if not store.done(plan.keys[i])]
+    if missing:
+        raise InputError(
+            f"under torchrun {stage.id} alone is trained, and {', '.join(missing)} must be done: "
+            "run `python -m llm train` for them first"
+        )
+    main = os.environ.get("RANK", "0") == "0"
+    if store.done(key) or (not main and is_record(folder / RECORD)) or (main and store.adopt(key)):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not main:
+        _compute(plan, stage, folder, lambda fraction: None)
+        return
+    (folder / ERROR).unlink(missing_ok=True)
+    with beating(folder) as report:
+        record = _compute(plan, stage, folder, report)
     store.finish(key, record)
 
 

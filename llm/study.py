@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,14 @@ from llm.config import StudyConfig, check_figures
 from llm.costs import Machine
 from llm.data.source import fingerprint, kind_of_source, load_tokenizer
 from llm.errors import InputError
-from llm.execute import Plan, discard, execute
+from llm.execute import (
+    Plan,
+    discard,
+    execute,
+    execute_together,
+    note_failure,
+    started_by_torchrun,
+)
 from llm.graph import ancestors, build, keys
 from llm.plan import StudyPlan, bytes_needed, study_plan
 from llm.records import (
@@ -144,6 +153,8 @@ def planned(request: Request, machine: Machine | None = None) -> StudyPlan:
 def run_study(request: Request, *, quiet: bool = False) -> int:
     """Run or resume a study; 0 if every stage is done, 1 if one failed."""
     prepared = prepare(request)
+    if started_by_torchrun():
+        return _run_together(prepared, request)
     plan, existed = prepared.plan, request.out.exists()
     plan.root.mkdir(parents=True, exist_ok=True)
     with locked(plan.root):
@@ -158,6 +169,25 @@ def run_study(request: Request, *, quiet: bool = False) -> int:
                 _leave(plan.root, existed)
             raise
         return _run(prepared, request, quiet)
+
+
+def _run_together(prepared: Prepared, request: Request) -> int:
+    """One stage in all processes that torchrun started; what it rests on is done."""
+    if request.only is None:
+        raise InputError("torchrun trains one stage: `torchrun ... -m llm train STAGE`")
+    plan = prepared.plan
+    stage = plan.stages[-1]
+    try:
+        execute_together(plan, stage)
+    except InputError:
+        raise
+    except Exception as error:
+        if os.environ.get("RANK", "0") == "0":
+            note_failure(plan, stage, traceback.format_exc())
+        first = next(iter(str(error).splitlines()), "")
+        print(f"failed: {stage.id}: {type(error).__name__}: {first}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _leave(root: Path, existed: bool) -> None:

@@ -18,7 +18,13 @@ class Train(Options):
     local_rm[0], dpo[0], dpo_2x[0], online_dpo_sft[0], online_dpo_dpo[0]. A later `study` with the
     same configuration finds it done.
 
-    Example: python -m llm train dpo[0] --preset tiny --out out/study
+    Under torchrun (several nodes; each needs the study's folder) all its processes train STAGE
+    together, whose inputs must be done; on one node --gpus N does that by itself.
+
+    Examples:
+      python -m llm train dpo[0] --preset tiny --out out/study
+      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m llm train dpo@6.9b[0] --preset paper --out /shared/study
     """
 
     stage: Annotated[str, tyro.conf.Positional]

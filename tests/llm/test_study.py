@@ -382,3 +382,25 @@ def test_train_makes_one_model_and_a_study_finds_it(study, tmp_path):
     assert {name.split("-")[0] for name in made} == {"data", "sft", "global_rm"}
     assert command.main(["study", "fig9", "--seeds", "1", *line]) == 0
     assert made <= {path.parent.name for path in out.glob("stages/*/record.json")}
+
+
+def test_torchrun_trains_one_stage_whose_inputs_are_done(study, tmp_path, monkeypatch, capsys):
+    """Two processes, as on two nodes: the first one writes; the losses are those of one process."""
+    task, whole, _ = study
+    out = tmp_path / "out"
+    line = ["--preset", "test", "--data", str(task), "--out", str(out), "--jobs", "1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "data, sft, reference must be done" in _refused(capsys, out, ["train", "dpo[0]", *line])
+    assert "torchrun trains one stage" in _refused(capsys, out, ["study", "fig9", *line])
+    monkeypatch.undo()
+    assert command.main(["train", "reference", *line]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", str(SCRIPT), "train", "dpo[0]", *line]
+    ended = subprocess.run(torchrun, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    place = json.loads((whole / "study.json").read_text())["stages"]["dpo[0]"]
+    alone, together = (json.loads((d / place / "record.json").read_text()) for d in (whole, out))
+    for a, b in zip(alone["history"], together["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert len(together["weights_sha256"]) == 64
+    assert not list(out.glob("stages/.*"))
