@@ -62,7 +62,7 @@ def _levels(measured: Sequence[Measurement]) -> Iterator[str]:
         if measure not in LEVELS or _n(quantity) != largest:
             continue
         points = ", ".join(number(value) for value in row.per_seed)
-        words = [f"{number(row.value)} (seeds: {points})"]
+        words = [f"{number(row.value)} (seeds: {points})" if points else number(None)]
         for name in LENGTHS:
             length = alone.get((f"{name}[{rest}", size))
             if length is not None:

@@ -253,7 +253,18 @@ def _alone(at: _At, measure: str, name: str, arm: Arm) -> Measured | None:
         kept = [fit.interval for fit in fits if fit is not None and fit.win_rate is not None]
         within = [None if i is None else (i.low, i.high) for i in kept]
     quantity = f"{measure}[{name}]"
+    if not points and measure == CONTROLLED and note is not None and arm.controlled:
+        return Measured(_nothing(at, quantity, measure, note))
     return _measured(at.figure, quantity, measure, points, at.evidence, at.size, within, note)
+
+
+def _nothing(at: _At, quantity: str, measure: str, note: str) -> Measurement:
+    """A measurement that was tried and gave no number, with the reason."""
+    none = {"value": None, "low": None, "high": None, "interval": NO_INTERVAL}
+    empty = {"seeds": (), "per_seed": (), "rung": at.evidence.rung}
+    return Measurement(
+        at.figure, quantity, UNITS[measure], **none, **empty, note=note, size=at.size
+    )
 
 
 def contrast(

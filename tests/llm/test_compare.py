@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm import hypotheses, tables
+from llm import arms, hypotheses, tables
 from llm.__main__ import main
 from llm.arms import of_study, study_config
 from llm.compare import Report, compare_study
@@ -303,6 +303,20 @@ def test_fig7_reports_how_many_more_pairs(compared: Report) -> None:
     quantity = "win_rate[online_dpo_sft_more_prompts] - win_rate[online_dpo_sft]"
     found = _measured(compared, "fig7", quantity, "1.4b")
     assert found.note == "230 online pairs against 100, 2.30 times as many"
+
+
+def test_fig7_on_a_task_counts_the_pairs_of_its_own_branch(tmp_path: Path) -> None:
+    index = {
+        (f"online_pairs_sft{more}", branch, ""): {0: arms._Stage({"pairs": pairs}, tmp_path)}
+        for more, branch, pairs in (
+            ("", "", 7),
+            ("_more_prompts", "", 70),
+            ("", "few_prompts", 48),
+            ("_more_prompts", "few_prompts", 80),
+        )
+    }
+    notes = arms._notes(preset("tiny", "task"), index)
+    assert notes == {"fig7": "80 online pairs against 48, 1.67 times as many"}
 
 
 def test_hypotheses_are_held_against_the_verdicts(paper: Fake, compared: Report) -> None:

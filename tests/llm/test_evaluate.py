@@ -121,6 +121,19 @@ def test_the_dpo_reward_is_a_log_ratio(
     assert scores == pytest.approx(work.settings["beta"] * (logps[0] - logps[1]))
 
 
+def test_scores_are_in_the_studys_precision(task_ran: Ran, shared_task_file: Path) -> None:
+    task, work = read_task(shared_task_file), task_ran["bon_sft_local_rm[0]"][0]
+    model = load_policy(work.inputs["policy"])
+    half = replace(work.stage, settings={**work.settings, "precision": "bf16"})
+    exact, rounded = (
+        evaluate.leaf_logps(each, model, task) for each in (work, replace(work, stage=half))
+    )
+    assert np.abs(exact - rounded).max() > 1e-4
+    assert rounded == pytest.approx(exact, abs=0.3)
+    sampling = {"sampling": {"precision": "bf16"}}
+    assert evaluate.precision(replace(work, stage=replace(half, settings=sampling))) == "bf16"
+
+
 def test_a_reward_that_is_no_number_is_an_error(
     task_ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from llm.__main__ import main
 from llm.compare import report
+from llm.compare_text import lines
 from llm.errors import InputError
 from llm.external import of_tables, read
 from theory.predictions import Prediction, save
@@ -128,6 +129,18 @@ def test_split_and_unreadable_verdicts_are_counted_as_they_are(tmp_path: Path) -
     assert arm.column(0, "win_rate") == {"t3_0": 1.0, "t3_1": 0.5, "t3_2": 0.0}
     assert arm.metrics[0]["invalid"] == 1
     assert arm.metrics[0]["win_rate_one_order"] == pytest.approx(3 / 4)
+
+
+def test_a_length_control_without_a_fit_says_so(tmp_path: Path) -> None:
+    always = [{**row, "preferred": "A" if row["order"] == "ab" else "B"} for row in _verdicts()]
+    paths = [_csv(tmp_path / "v.csv", always), _csv(tmp_path / "s.csv", _samples())]
+    found = {m.quantity: m for m in report(of_tables(paths), []).measurements}
+    none = found["length_controlled_win_rate[dpo]"]
+    assert (none.value, none.per_seed) == (None, ())
+    assert "separable" in str(none.note)
+    words = next(w for w in lines(report(of_tables(paths), [])) if none.quantity in w)
+    assert "nothing" in words
+    assert "separable" in words
 
 
 def test_sizes_of_fig4_are_crossed(tmp_path: Path) -> None:
