@@ -1,4 +1,4 @@
-"""`python -m llm`: data | train | study | status | compare."""
+"""`python -m llm`: data | train | sample | judge | study | status | compare."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import tyro
 
 from llm.commands.compare import Compare
 from llm.commands.data import Data
+from llm.commands.judge import Judge
+from llm.commands.sample import Sample
 from llm.commands.status import Status
 from llm.commands.study import Study
 from llm.commands.train import Train
@@ -21,6 +23,8 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Judge, tyro.conf.subcommand("judge")]
 )
 
 

@@ -179,8 +179,10 @@ def _drawn(stage: Stage, c: Context) -> tuple[int, int]:
     """(prompts, completions of each)."""
     counts, _ = _counts(stage, c)
     if stage.kind == "eval_policy":
-        own = c.counts[c.data(stage)]
-        return (own.test if stage.settings["part"] == "test" else own.validation_pairs), 1
+        own = c.counts[c.data(stage)]  # Fig. 6: as many validation prompts as there are test ones
+        return min(
+            own.test, own.validation_pairs if stage.settings["part"] != "test" else own.test
+        ), 1
     if stage.kind == "pool":
         return counts.test, int(stage.settings["evaluation"]["pool"])
     if stage.kind == "made_pairs":

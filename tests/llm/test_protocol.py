@@ -29,7 +29,7 @@ TABLE_3 = {"batch_size": 128, "rate": 3e-7, "schedule": "linear", "epochs": 1}
 BETA, HORIZON, SHORT = 0.05, 53, 5
 SAMPLES, RANKING_TEMPERATURE, EVALUATION_TEMPERATURE = 25, 0.1, 0.01
 ROWS = {"sft": 117_000, "pairs": 92_900, "validation_pairs": 83_800}
-PROMPTS = {"": 600, "two_word": 6000, "narrow": 600, "ranked": 83_800}
+PROMPTS = {"": 600, "two_word": 6000, "narrow": 600, "ranked": 600}  # ranked: of PFT validation
 ENDS = {"": "TL;DR:", "two_word": "Two-Word TL;DR:"}
 JUDGE = {"model": "gpt-4o", "both_orders": True}  # both orders: ours
 

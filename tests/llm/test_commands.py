@@ -1,0 +1,103 @@
+"""`sample` and `judge`: a policy's completions, and the verdicts on two files of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from llm import __main__ as command
+from llm import tables
+from llm.data.config import DataConfig
+from tests.llm.misbehaving import KEY, Server
+from tests.llm.small_stages import data_stage, random_policy
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, shared_task_file) -> tuple[Path, Path]:
+    """(a policy of random weights, its data stage)."""
+    folder = tmp_path_factory.mktemp("stages")
+    limits = DataConfig(n_sft=4, n_pairs=4, n_validation_pairs=4, n_test=4, max_completion_tokens=4)
+    data = data_stage(folder / "data", shared_task_file, limits)
+    words = {"size": 32, "eos": 0, "pad": 1}
+    return random_policy(folder / "policy", words), data
+
+
+def _sample(stages, out: Path, *more: str) -> list[str]:
+    policy, data = stages
+    return ["sample", str(policy), "--data", str(data), "--out", str(out), *more]
+
+
+def test_samples_are_written_and_follow_from_the_seed(stages, tmp_path, capsys):
+    for out, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        line = _sample(stages, tmp_path / out, "--k", "3", "--temperature", "1.0", "--seed", seed)
+        assert command.main([*line, "--max-tokens", "4"]) == 0
+    a, b, c = (pq.read_table(tmp_path / n / "samples.parquet").to_pylist() for n in "abc")
+    assert len(a) == 4 * 3
+    assert a == b
+    assert a != c
+    assert {row["sample_index"] for row in a} == {0, 1, 2}
+    assert all(1 <= row["tokens"] <= 4 for row in a)
+    assert command.main(_sample(stages, tmp_path / "a")) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "/no/such/data"], "/no/such/data: holds no test.parquet"),
+        (["--k", "0"], "must be positive"),
+        (["--temperature", "nan"], "must be positive"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(stages, tmp_path, capsys, more, message):
+    assert command.main(_sample(stages, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def _file(path: Path, *samples: str) -> Path:
+    rows = [
+        {"prompt_id": f"p{i}", "prompt": f"a post {i}", "sample": text, "reference": "middling"}
+        for i, text in enumerate(samples)
+    ]
+    tables.write_rows(path, rows)
+    return path
+
+
+def test_two_files_are_judged_and_nothing_is_asked_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROADS_KEY", KEY)
+    long = _file(tmp_path / "long.parquet", "a long summary", "another long one")
+    short = _file(tmp_path / "short.parquet", "short", "shorter")
+    line = ["judge", str(long), str(short), "--model", "gpt-4o", "--out", str(tmp_path / "out")]
+    with Server() as server:
+        line += ["--base-url", server.url, "--key-name", "ROADS_KEY"]
+        assert command.main(line) == 0
+        asked = len(server.prompts)
+        assert command.main(line) == 0
+        assert len(server.prompts) == asked == 4  # two prompts in both orders
+    assert "win_rate: 1.0" in capsys.readouterr().out
+    scores = pq.read_table(tmp_path / "out" / "stages" / "judge" / "scores.parquet").to_pylist()
+    assert [row["win_rate"] for row in scores] == [1.0, 1.0]
+
+
+def test_what_cannot_be_judged_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ROADS_NO_KEY", raising=False)
+    whole = _file(tmp_path / "whole.parquet", "a", "b")
+    part = _file(tmp_path / "part.parquet", "a")
+    (tmp_path / "torn.parquet").write_text("no parquet")
+    tables.write_rows(tmp_path / "lacks.parquet", [{"prompt_id": "p0", "prompt": "x"}])
+    end = ["--model", "gpt-4o", "--out", str(tmp_path / "out"), "--key-name", "ROADS_NO_KEY"]
+    for files, message in (
+        ([whole, part], "has no sample 0 of prompt 'p1'"),
+        ([tmp_path / "torn.parquet"], "cannot be read"),
+        ([tmp_path / "lacks.parquet"], "lacks sample, reference"),
+        ([tmp_path / "none.parquet"], "cannot be read"),
+        ([whole], "ROADS_NO_KEY"),
+    ):
+        assert command.main(["judge", *map(str, files), *end]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
