@@ -197,7 +197,7 @@ def _inside(n: int) -> np.ndarray:
 
 
 def _scores(work: Work, rows: Sequence[evaluate.ScoredRow], *, batch_size: int) -> np.ndarray:
-    """(prompts, completions) by the stage's reward model. ValueError for what is not finite."""
+    """(prompts, completions) by the stage's reward model."""
     kind, folder = work.settings["reward_model"], work.inputs["reward_model"]
 
     def logps(policy: Path) -> np.ndarray:
@@ -216,8 +216,6 @@ def _scores(work: Work, rows: Sequence[evaluate.ScoredRow], *, batch_size: int) 
         scores = work.settings["beta"] * (logps(folder) - anchor)
     else:
         raise InputError(f"{work.stage.id}: unknown reward model {kind!r}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{folder}: a reward is not finite")
     return scores
 
 

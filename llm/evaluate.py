@@ -212,10 +212,13 @@ def scored(
     *,
     batch_size: int,
 ) -> list[tuple[float, ...]]:
-    """`measure` of many (prompt, completions), where models score and in the stage's precision."""
+    """`measure` of many (prompt, completions), where models score and in the stage's precision.
+
+    Raises ValueError for a score that is no finite number.
+    """
     model.to(device()).eval()
     with autocast(precision(work), device()):
-        return score(
+        found = score(
             measure,
             rows,
             pad=work.vocabulary["pad"],
@@ -223,6 +226,10 @@ def scored(
             device=device(),
             report=work.report,
         )
+    for row, values in enumerate(found):
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{work.stage.id}: a score of row {row} is not finite: {values}")
+    return found
 
 
 def precision(work: Work) -> str:

@@ -134,13 +134,15 @@ def test_scores_are_in_the_studys_precision(task_ran: Ran, shared_task_file: Pat
     assert evaluate.precision(replace(work, stage=replace(half, settings=sampling))) == "bf16"
 
 
-def test_a_reward_that_is_no_number_is_an_error(
-    task_ran: Ran, monkeypatch: pytest.MonkeyPatch
+def test_a_score_that_is_no_number_is_an_error(
+    task_ran: Ran, shared_task_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "scored", lambda *a, **k: [(math.nan, 0.0)])
-    for name in ("bon_sft_local_rm[0]", "bon_sft_global_rm[0]"):
-        with pytest.raises(ValueError, match="a reward is not finite"):
-            best_of_n._scores(task_ran[name][0], [], batch_size=1)
+    rows = evaluate.leaf_rows(read_task(shared_task_file))
+    for bad in (math.nan, math.inf):
+        monkeypatch.setattr(evaluate, "score", lambda *a, bad=bad, **k: [(0.0,), (bad, 0.0)])
+        for name in ("bon_sft_local_rm[0]", "bon_sft_global_rm[0]"):
+            with pytest.raises(ValueError, match="a score of row 1 is not finite"):
+                best_of_n._scores(task_ran[name][0], rows, batch_size=1)
 
 
 def test_rouge_of_a_task_is_its_reward_over_the_scale(
