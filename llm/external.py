@@ -125,7 +125,7 @@ def _open(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
             raise InputError(f"{path}: no parquet: {str(error).splitlines()[0]}") from error
         return table.column_names, iter(table.to_pylist())
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             lines = [line for line in csv.reader(stream, strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: no csv in UTF-8: {error}") from error

@@ -47,6 +47,7 @@ PAIRS = {  # of policies, as the figures' claims have them
 GAP = ("online_dpo_dpo", "dpo")  # what Fig. 5 is about
 ORDER = (("global_rm", "local_rm"), ("local_rm", "dpo_rm"))  # Figs. 9 and 10: better, worse
 SIDES = {"rm": "reward model", "policy": "policy"}
+SHARED = 0.95  # of the prompts of two arms
 MATCHED = "global_rm_matched"
 Term = tuple[float, Arm]
 
@@ -280,7 +281,8 @@ def contrast(
 ) -> Measured | None:
     """A sum of arms with signs, seed by seed; None where no seed has all of them.
 
-    paired: the arms answer the same prompts, so that prompts give an interval inside each seed.
+    paired: the arms answer the same prompts, so that prompts give an interval inside each seed;
+    the value itself is of each arm's own mean.
     """
     points: dict[int, float] = {}
     columns: dict[int, Column] = {}
@@ -295,6 +297,7 @@ def contrast(
     if evidence.sampled and columns:
         ids = [i for i in next(iter(columns.values())) if all(i in c for c in columns.values())]
         table = tuple(tuple(column[i] for i in ids) for column in columns.values())
+    note = "; ".join(filter(None, [note, _unshared(terms, measure, columns)])) or None
     made = _measured(
         figure, quantity, measure, points, evidence, size, within if paired else None, note
     )
@@ -306,6 +309,15 @@ def _difference(terms: Sequence[Term], seed: int, measure: str) -> Column:
     columns = [(weight, arm.column(seed, measure)) for weight, arm in terms]
     common = [i for i in columns[0][1] if all(i in column for _, column in columns)]
     return {i: sum(weight * column[i] for weight, column in columns) for i in common}
+
+
+def _unshared(terms: Sequence[Term], measure: str, columns: dict[int, Column]) -> str | None:
+    """Says so where arms were measured on prompts that differ by more than a twentieth."""
+    for seed, common in columns.items():
+        most = max(len(arm.column(seed, measure)) for _, arm in terms)
+        if common and len(common) < SHARED * most:
+            return f"intervals over prompts on {len(common):,} of {most:,}: the others differ"
+    return None
 
 
 def _within(column: Column, seed: int) -> tuple[float, float] | None:

@@ -131,6 +131,15 @@ def test_split_and_unreadable_verdicts_are_counted_as_they_are(tmp_path: Path) -
     assert arm.metrics[0]["win_rate_one_order"] == pytest.approx(3 / 4)
 
 
+def test_arms_on_other_prompts_are_said_to_be(tmp_path: Path) -> None:
+    rows = [r for r in _verdicts() if r["arm"] != "dpo" or int(r["prompt_id"][3:]) < 30]
+    path = _csv(tmp_path / "v.csv", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as spreadsheets write UTF-8
+    found = {m.quantity: m for m in report(of_tables([path]), []).measurements}
+    assert found[QUANTITY].note == "intervals over prompts on 30 of 60: the others differ"
+    assert found["win_rate[online_dpo_dpo] - win_rate[dpo_2x]"].note is None
+
+
 def test_a_length_control_without_a_fit_says_so(tmp_path: Path) -> None:
     always = [{**row, "preferred": "A" if row["order"] == "ab" else "B"} for row in _verdicts()]
     paths = [_csv(tmp_path / "v.csv", always), _csv(tmp_path / "s.csv", _samples())]
