@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ import pytest
 from llm import __main__ as command
 from llm import records
 from llm.execute import execute, run_stage
-from llm.records import RECORD, StageKey, Store, write_json
+from llm.records import RECORD, Store, write_json
 from llm.stages import KINDS, Result
 from llm.state import save_graph, states
 from tests.llm.fake_stages import plan, stage
+from tests.llm.misbehaving import KEY, Server
 
-KEY = StageKey("dpo", 0, "1a2b3c4d5e6f7890")
+SCRIPT = Path(__file__).with_name("small_study.py")
 
 
 class Crash(BaseException):
@@ -216,3 +219,40 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch):
     assert run_stage(made, made.stages[0]) is None
     (made.root / "computed").unlink()
     _finished(made)
+
+
+# --- a study killed while it asks the judge ------------------------------------------------------
+
+
+def test_killed_while_judging_nothing_is_asked_twice(
+    tmp_path, monkeypatch, small_tldr, small_tokenizer_file
+):
+    """SIGKILL when three of eight answers are there; the second run asks for the other five."""
+    monkeypatch.setenv("ROADS_KEY", KEY)
+    out = tmp_path / "out"
+    line = [sys.executable, str(SCRIPT), "train", "judge_sft", "--preset", "test", "--jobs", "1"]
+    line += ["--data", str(small_tldr), "--tokenizer", str(small_tokenizer_file)]
+    line += ["--out", str(out), "--judge", "gpt-4o", "--key-name", "ROADS_KEY"]
+    with Server() as server:
+        server.answer_limit = 3
+        line += ["--base-url", server.url]
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(line, start_new_session=True, stdout=log, stderr=log)
+            end = time.monotonic() + 240
+            while sum(server.answered.values()) < 3 or not list(out.glob("verdicts/*")):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            time.sleep(1.0)  # the third answer is stored
+            process.kill()
+            process.wait()
+            dead = {s.id: s.state for s in states(out)}
+            assert dead == {"data": "done", "sft": "done", "eval_sft": "done", "judge_sft": "died"}
+            server.answer_limit = None
+            ended = subprocess.run(line, capture_output=True, text=True, timeout=240)
+        assert ended.returncode == 0, ended.stderr
+        assert len(server.answered) == sum(server.answered.values()) == 8
+    (file,) = out.glob("stages/judge_sft-*/record.json")
+    metrics = json.loads(file.read_text())["metrics"]
+    assert metrics["invalid"] == 0
+    assert KEY not in "".join(p.read_text(errors="ignore") for p in out.rglob("*") if p.is_file())
