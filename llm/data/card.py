@@ -65,6 +65,7 @@ def text_card(
             "train_posts": len({e.post_id for e in (*dataset.sft, *dataset.pairs)}),
             "validation_posts": len({e.post_id for e in dataset.validation_pairs}),
             "test_posts": len({e.post_id for e in dataset.test}),
+            "train_posts_with_several_prompts": several((*dataset.sft, *dataset.pairs)),
             "left_out": split.left_out,
             "shared_posts": split.shared,
         },
@@ -80,6 +81,16 @@ def text_card(
         "sources": corpus.sources,
         "ignored_files": corpus.ignored,
     }
+
+
+def several(examples: Iterable[Example]) -> int:
+    """Posts whose prompt is not the same wherever they stand: their sources spell or cut them
+    differently (a re-packaged data set may), so that SFT and preferences see two prompts.
+    """
+    prompts: dict[str, set[str]] = {}
+    for example in examples:
+        prompts.setdefault(example.post_id, set()).add(example.prompt)
+    return sum(len(texts) > 1 for texts in prompts.values())
 
 
 def notes(limits: DataConfig) -> list[str]:
