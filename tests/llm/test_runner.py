@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llm import __main__ as command
 from llm.execute import gpus_of
 from llm.places import DIED, Workers
 from llm.pulse import Pulse, beating, read_pulse
@@ -149,7 +151,7 @@ def test_a_torn_pulse_is_none(tmp_path: Path):
         assert read_pulse(tmp_path) is None
 
 
-def test_every_state_is_told_apart(tmp_path):
+def test_every_state_is_told_apart(tmp_path, capsys):
     made = plan(
         tmp_path,
         stage("done"),
@@ -170,6 +172,7 @@ def test_every_state_is_told_apart(tmp_path):
     running.mkdir()
     with beating(running):
         found = {s.id: s for s in states(tmp_path)}
+        assert command.main(["status", str(tmp_path), "--json"]) == 1
     assert {name: s.state for name, s in found.items()} == {
         "done": "done",
         "fails": "failed",
@@ -183,3 +186,10 @@ def test_every_state_is_told_apart(tmp_path):
     assert found["waits"].waits_for == ("dies",)
     assert found["runs"].progress == 0.0
     assert found["done"].seconds == 0.0
+    assert {s["id"]: s["state"] for s in json.loads(capsys.readouterr().out)} == {
+        name: s.state for name, s in found.items()
+    }
+    assert command.main(["status", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "1 done, 2 failed, 1 waiting, 2 died" in shown
+    assert "ValueError: no" in shown
