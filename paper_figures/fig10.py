@@ -28,7 +28,7 @@ SCORES = ("win_rate", "rouge_l")
 TITLE = "Fig. 10: reward models out of distribution"
 CAPTION = (
     "Best of N samples by each reward model: the mean over seeds with its 95% t interval, small "
-    "dots one for each seed. N = 1 is a random sample."
+    "dots one for each seed; an interval may leave the frame. N = 1 is a random sample."
 )
 Curve = dict[int, Level]  # N -> its level
 

@@ -17,7 +17,7 @@ from paper_figures.bridge import (
     bridge_tables,
     bridge_verdicts,
 )
-from paper_figures.curves import curves_pictures
+from paper_figures.curves import curves_pictures, logp_sentences
 from paper_figures.errors import InputError
 from paper_figures.records import Check, Folder, load_folder
 from paper_figures.sections import figure_pictures, figure_sections, hypothesis_sections
@@ -118,6 +118,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "measured": [prose.measured_row(row) for row in measurements or ()],
         "study": study,
         "training": [] if study is None else evidence.training_sentences(study),
+        "logp_sentences": [] if study is None else logp_sentences(study),
         "card": [] if study is None or not study.data_card else evidence.flatten(study.data_card),
         "lengths": [] if study is None else evidence.length_rows(study),
         "samples": [] if study is None else evidence.sample_cards(study),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paper_figures.curves import curves_pictures, series
+from paper_figures.curves import curves_pictures, logp_sentences, series
 from paper_figures.evidence import length_rows, sample_cards
 from paper_figures.fig9 import fig9
 from paper_figures.levels import POLICIES, REWARD_MODELS, evaluation_stages, levels, stages_of
@@ -121,3 +121,22 @@ def test_curves_and_series(demo: Path) -> None:
     assert series(history, ("loss",)) == ([0.0], [1.0])
     assert series(history, ("absent", "eval_loss")) == ([5.0], [2.0])
     assert series(history, ("absent",)) == ([], [])
+
+
+def test_log_probs_of_both_completions(
+    demo: Path, edit_json: Callable[[Path, Callable[[Any], None]], None]
+) -> None:
+    falls = [{"step": s, "chosen_logp": -3.0 - s, "rejected_logp": -4.0 - 2 * s} for s in (0, 1)]
+    rises = [{"step": s, "chosen_logp": -3.0 + s, "rejected_logp": -4.0} for s in (0, 1)]
+    for seed, history in enumerate((falls, rises, falls)):
+        record = next((demo / "study" / "stages").glob(f"dpo-{seed}-*")) / "record.json"
+        edit_json(record, lambda body, history=history: body.update(history=history))
+    study = load_folder(demo).study
+    assert study is not None
+    (sentence,) = logp_sentences(study)
+    assert sentence.startswith("DPO: the log-probability of preferred completions fell in 2 of 3")
+    picture = curves_pictures(study)[-1]
+    assert picture.name == "logps"
+    (panel,) = picture.panels
+    assert "dpo[0] from -3.00 to -4.00; dpo[1] from -3.00 to -2.00" in panel.alt
+    assert panel_svg(panel)

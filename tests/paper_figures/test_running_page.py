@@ -27,7 +27,9 @@ def code_of(page: Path) -> str:
 
 def commands(page: Path) -> list[list[str]]:
     """[module, subcommand, *options] of every `python -m` of this project."""
-    found = re.findall(r"python -m ((?:" + "|".join(MODULES) + r") .*)", code_of(page))
+    found = re.findall(
+        r"(?:python|torchrun .*) -m ((?:" + "|".join(MODULES) + r") .*)", code_of(page)
+    )
     return [shlex.split(line.removesuffix("&").strip(), comments=True) for line in found]
 
 
@@ -57,6 +59,7 @@ def test_the_page_and_the_scripts_hold_commands() -> None:
     assert all(commands(page) for page in (PAGE, *SCRIPTS))
     assert {(module, subcommand) for module, subcommand, *_ in ALL} >= {
         ("llm", "study"), ("llm", "status"), ("llm", "compare"), ("paper_figures", "report"),
+        ("llm", "train"), ("llm", "data"),
     }  # fmt: skip
 
 
