@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from llm.train import is_main, processes, train
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=2, heads=2, max_positions=32)
 BATCH = 8
+gc.freeze()  # accelerate collects after every run: not through all that was imported
 
 
 def policy(seed: int = 0) -> Any:

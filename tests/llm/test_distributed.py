@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import signal
@@ -27,20 +26,11 @@ from llm.records import write_json
 from llm.runtime import Runtime
 from llm.work import Work
 
+sys.path.insert(0, str(Path(__file__).parent))
+import small_training as small
+
 HERE = Path(__file__).parent
 SCRIPT = HERE / "small_training.py"
-
-
-def _load():
-    spec = importlib.util.spec_from_file_location("small_training", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_training"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _load()
-
 
 # --- rows over processes and micro-batches -------------------------------------------------------
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from llm.config import ModelConfig, TrainConfig
+from llm.errors import InputError
 from llm.forward import collate, completion_logps
 from llm.models import RewardModel, new_policy, weights_digest
 from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
 from llm.order import LengthSampler
-from llm.train import score, train
+from llm.train import check_tracker, score, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=32)
@@ -199,4 +200,62 @@ def test_the_learning_rate_rule():
     assert (
         TrainConfig(16, 3e-7, 128, "linear", fixed_rate=1e-4).learning_rate(width=64, examples=1024)
         == 1e-4
+    )
+
+
+def test_what_is_logged_says_what_the_model_does(tmp_path):
+    """Lengths and the reference's distance are those of the rows; EOS is the arg max or is not."""
+    rows = [Row(r.prompt, r.completions, (-3.0, -5.0)) for r in _pairs(8)]
+    model = _policy()
+    with torch.no_grad():
+        batch = collate([r.prompt for r in rows], [r.completions for r in rows], pad=PAD)
+        before = completion_logps(model, batch)
+    history = _train(PolicyObjective(model, beta=0.1), rows, tmp_path)
+    first = history[0]
+    lengths = torch.tensor([[len(c) for c in r.completions] for r in rows]).double().mean(0)
+    assert [first["chosen_tokens"], first["rejected_tokens"]] == lengths.tolist()
+    assert first["kl_from_reference"] == pytest.approx(-4.0 - before.mean().item(), abs=1e-4)
+    assert {"grad_norm", "learning_rate", "accuracy"} <= set(first)
+    assert "tokens_per_second" not in first
+    assert 0 <= first["chosen_eos_rate"] <= 1
+
+
+@pytest.mark.parametrize(("token", "rate"), [(EOS, 1.0), (5, 0.0)])
+def test_the_eos_rate_is_the_share_of_ends_that_the_model_expects(tmp_path, token, rate):
+    model = _policy()
+    with torch.no_grad():  # every logit but one token's is the same
+        head = model.get_output_embeddings().weight
+        head.zero_()
+        model.gpt_neox.final_layer_norm.weight.zero_()
+        model.gpt_neox.final_layer_norm.bias.fill_(1.0)
+        head[token] = 1.0
+    rows = [Row(r.prompt, r.completions[:1]) for r in _pairs(8)]
+    history = _train(SupervisedObjective(model), rows, tmp_path, rate=0.0)
+    assert history[0]["eos_rate"] == rate
+
+
+def test_a_tracker_that_is_not_there_is_refused():
+    check_tracker("none")
+    check_tracker("tensorboard")
+    with pytest.raises(InputError, match="--tracker wandb-2: not installed or not known"):
+        check_tracker("wandb-2")
+
+
+def test_tensorboard_gets_the_history_and_the_speed(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(
+        SupervisedObjective(_policy()),
+        [Row(r.prompt, r.completions[:1]) for r in _pairs(16)],
+        _config(),
+        learning_rate=1e-3,
+        pad=PAD,
+        seed=0,
+        folder=tmp_path / "run",
+        tracker="tensorboard",
+        tracker_folder=tmp_path / "tracker",
+    )
+    found = events.EventAccumulator(str(tmp_path / "tracker"))
+    found.Reload()
+    assert {"train/loss", "train/eos_rate", "train/tokens_per_second"} <= set(
+        found.Tags()["scalars"]
     )
