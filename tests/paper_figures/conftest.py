@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paper_figures.report import write_report
 from theory.predictions import Measurement, Prediction, judge, save
 
 SEEDS = (0, 1, 2)
@@ -333,6 +334,14 @@ def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def whole_page(whole_study: Path) -> Path:
+    """The report of that study."""
+    out = whole_study.parent / f"{whole_study.name}.html"
+    write_report(whole_study, out)
+    return out
 
 
 @pytest.fixture

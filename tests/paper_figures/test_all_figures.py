@@ -200,8 +200,8 @@ def test_curves_of_other_branches_and_sizes_stand_apart(study: Study) -> None:
     assert more.panels[0].alt.startswith("Training loss of SFT (2.8b)")
 
 
-def test_the_report_goes_figure_by_figure(whole_study: Path) -> None:
-    page = render(load_folder(whole_study))
+def test_the_report_goes_figure_by_figure(whole_page: Path) -> None:
+    page = whole_page.read_text(encoding="utf-8")
     places = [page.index(f'<section id="{figure}">') for figure in FIGURES]
     assert places == sorted(places)
     assert "order and the sign of a difference, never its size" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,3 +177,30 @@ def test_a_real_study_says_where_its_verdicts_would_stand(
     absent = opened.find_element(By.ID, "absent").text
     assert "no sweep in this folder" in absent
     assert opened.get_log("browser") == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_study_of_every_figure_fits_a_phone(
+    show: Show, browser: WebDriver, whole_page: Path, dark: bool
+) -> None:
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    opened = show(whole_page, "phone")
+    assert not opened.find_element(By.ID, "verdicts").is_displayed()  # 36 rows: folded
+    assert len(opened.find_elements(By.CSS_SELECTOR, "section[id^=fig]")) == 8
+    opened.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= WIDTHS["phone"]
+    ink, ground = (
+        opened.execute_script(f"return getComputedStyle(document.body).{name}")
+        for name in ("color", "backgroundColor")
+    )
+    assert (brightness(ink) > brightness(ground)) == dark
+    axis = opened.find_element(By.CSS_SELECTOR, "#picture-fig4 svg text")
+    fill = opened.execute_script("return getComputedStyle(arguments[0]).fill", axis)
+    assert (brightness(fill) > brightness(ground)) == dark
+    assert opened.get_log("browser") == []
+
+
+def brightness(colour: str) -> int:
+    """The sum of red, green and blue of "rgb(1, 2, 3)"."""
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3])
