@@ -14,7 +14,7 @@ from paper_figures.levels import (
     Level,
     size_of,
     size_words,
-    sizes,
+    sizes_of,
     stages_of,
     with_interval,
 )
@@ -46,7 +46,7 @@ def fig10(study: Study | None, verdicts: Sequence[Verdict]) -> Picture | None:
 
 def _curves(study: Study) -> list[Panel]:
     """One panel a source and size, on one vertical axis for each size."""
-    found = {size: drawn for size in sizes(study) if (drawn := _at_size(study, size))}
+    found = {size: drawn for size in sizes_of(study, "fig10") if (drawn := _at_size(study, size))}
     panels = []
     for size, (score, by_source) in found.items():
         end = f", {size_words(study, size)}" if len(found) > 1 else ""

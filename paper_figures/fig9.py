@@ -9,7 +9,7 @@ from paper_figures.compare import (
     differences_panels,
     levels_panel,
 )
-from paper_figures.levels import ARMS, levels, measured_row, size_words, sizes
+from paper_figures.levels import ARMS, levels, measured_row, size_words, sizes_of
 from paper_figures.prose import number, span
 from paper_figures.records import Study
 from paper_figures.style import Panel, Picture
@@ -43,12 +43,12 @@ def _levels(study: Study) -> list[Panel]:
     names = ARMS["fig9"]
     found = {
         (metric, size): levels(study, metric, names, "fig9", size)
-        for size in sizes(study)
+        for size in sizes_of(study, "fig9")
         for metric, _, _ in METRICS
     }
     panels = []
     several = len({size for (_, size), rows in found.items() if rows}) > 1
-    for size in sizes(study):
+    for size in sizes_of(study, "fig9"):
         end = f", {size_words(study, size)}" if several else ""
         for metric, title, axis in METRICS:
             if rows := found[metric, size]:
@@ -61,7 +61,7 @@ def _levels(study: Study) -> list[Panel]:
 def matched_sentences(study: Study) -> list[str]:
     """What becomes of "local is worse than global" once both are trained the same way."""
     quantity = "val_loss[local_rm] - val_loss[global_rm_matched]"
-    found = {size: measured_row(study, "fig9", quantity, size) for size in sizes(study)}
+    found = {size: measured_row(study, "fig9", quantity, size) for size in sizes_of(study, "fig9")}
     rows = {size: row for size, row in found.items() if row is not None}
     out = []
     for size, row in rows.items():

@@ -93,6 +93,15 @@ def sizes(study: Study) -> tuple[str, ...]:
     return tuple(sorted(named, key=lambda size: known[size] or 0.0))
 
 
+def sizes_of(study: Study, figure: str) -> tuple[str, ...]:
+    """The sizes at which a figure is measured: all of them for a wide one, else the main one."""
+    wide = study.config.get("wide")
+    if isinstance(wide, list):
+        return sizes(study) if figure in wide else ("",)
+    found = {size_of(study, row) for row in study.measurements or () if row.figure == figure}
+    return tuple(size for size in sizes(study) if size in found) or ("",)
+
+
 def _models(study: Study) -> dict[str, object]:
     models = study.config.get("models")
     return models if isinstance(models, dict) else {}

@@ -20,7 +20,7 @@ from paper_figures.levels import (
     measured_row,
     score_name,
     size_words,
-    sizes,
+    sizes_of,
 )
 from paper_figures.prose import MINUS
 from paper_figures.records import Study
@@ -66,7 +66,9 @@ def _levels(figure: str, study: Study) -> _Drawn:
     drawn = _Drawn([], [])
     score = score_name(study, figure)
     title, axis, even = SCORES[score]
-    found = {size: levels(study, score, ARMS[figure], figure, size) for size in sizes(study)}
+    found = {
+        size: levels(study, score, ARMS[figure], figure, size) for size in sizes_of(study, figure)
+    }
     measured = [size for size, rows in found.items() if rows]
     every = [level for rows in found.values() for level in rows]
     for size in measured:

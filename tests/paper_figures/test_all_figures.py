@@ -18,7 +18,7 @@ from paper_figures.evidence import absences, length_rows, sample_cards
 from paper_figures.fig4 import fig4
 from paper_figures.fig9 import fig9, matched_sentences
 from paper_figures.fig10 import curve, fig10
-from paper_figures.levels import ARMS, levels, per_seed, score_name, sizes
+from paper_figures.levels import ARMS, levels, per_seed, score_name, sizes, sizes_of
 from paper_figures.policy_figures import policy_figure
 from paper_figures.prose import quantity_words, verdict_row
 from paper_figures.records import Study, load_folder
@@ -85,6 +85,15 @@ def test_sizes_are_ordered_by_their_parameters_and_share_one_axis(study: Study) 
     assert len(shown) == 6
     larger = levels(study, "win_rate", ("dpo",), "fig3", "6.9b")[0]
     assert larger.mean > levels(study, "win_rate", ("dpo",), "fig3")[0].mean + 0.1
+
+
+def test_a_figure_is_shown_at_the_sizes_that_it_is_measured_at(study: Study) -> None:
+    picture = policy_figure("fig7", study, study.verdicts or ())
+    assert picture is not None  # the larger sizes have its SFT and online policies, from Fig. 3
+    assert [panel.name for panel in picture.panels] == ["fig7-levels", "fig7-differences"]
+    elsewhere = replace(study, config={"models": study.config["models"]})
+    assert sizes_of(elsewhere, "fig9") == ("", "2.8b", "6.9b")
+    assert sizes_of(elsewhere, "fig7") == ("",)
 
 
 def test_lengths_and_the_length_controlled_rate_stand_beside_a_win_rate(study: Study) -> None:

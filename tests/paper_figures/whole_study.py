@@ -40,7 +40,10 @@ def main(root: Path) -> Path:
         "rung": "full", "seeds": list(SEEDS), "stages": stages, "total_seconds": 86400.0,
         "too_small": None, "command": "python -m llm study --preset paper --out out/paper",
         "data": {"kind": "text", "path": "somewhere/tldr"},
-        "config": {"models": {name: {"pretrained": f"pythia-{name}"} for name in SIZES}},
+        "config": {
+            "models": {name: {"pretrained": f"pythia-{name}"} for name in SIZES},
+            "wide": list(WIDE),
+        },
     }  # fmt: skip
     (root / "study.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
     predictions = list(_predictions())
