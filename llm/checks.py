@@ -5,7 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from llm import tables
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from llm.config import ModelConfig, StudyConfig
 from llm.errors import InputError
 from llm.execute import Plan, gpus_of
@@ -110,13 +114,22 @@ def check_models(plan: Plan, config: StudyConfig) -> None:
 
 
 def _longest(folder: Path, generated: int) -> int:
-    """The longest prompt and completion of a data stage, in tokens."""
+    """The longest prompt and completion of a data stage, in tokens; no row becomes an object."""
     longest = 0
     for part in ("sft", "pairs", "validation_pairs", "test"):
-        for example in tables.read_examples(folder / f"{part}.parquet"):
-            room = max(generated, *map(len, example.completion_ids))
-            longest = max(longest, len(example.prompt_ids) + room)
+        table = pq.read_table(folder / f"{part}.parquet", columns=["prompt_ids", "completion_ids"])
+        for batch in table.combine_chunks().to_batches():
+            prompts, texts = batch.column("prompt_ids"), batch.column("completion_ids")
+            rooms = np.full(len(prompts), generated)
+            np.maximum.at(
+                rooms, pc.call_function("list_parent_indices", [texts]), _lengths(texts.flatten())
+            )
+            longest = max(longest, int((_lengths(prompts) + rooms).max(initial=0)))
     return longest
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    return pc.call_function("list_value_length", [lists]).to_numpy(zero_copy_only=False)
 
 
 def _check_fits(model: ModelConfig, longest: int, words: int) -> None:

@@ -10,6 +10,7 @@ from llm import costs
 from llm.config import JudgeConfig, StudyConfig
 from llm.costs import Lengths, Machine
 from llm.judge import cost as judging
+from llm.judge.serve import folder_of
 from llm.runtime import Runtime
 from llm.shapes import Shape
 from llm.stage import Stage
@@ -221,10 +222,12 @@ def _asked(cost: Cost, c: Context, lengths: Lengths, *, comparisons: int, writte
     compared = judging.estimate(comparisons, each, judge.both_orders, c.runtime)
     posts = judging.generation_tokens(lengths.prompt)
     wrote = judging.estimate(written, posts, False, c.runtime, lengths.generated)
+    own = folder_of(judge.model or "") is not None  # served here: GPU hours, which nobody knows
     return replace(
         cost,
         questions=compared.questions + wrote.questions,
-        dollars=compared.dollars + wrote.dollars,
+        dollars=0.0 if own else compared.dollars + wrote.dollars,
+        hours=None if own else cost.hours,
     )
 
 

@@ -36,17 +36,28 @@ class Plan:
 
 
 def gpus_of(stage: Stage, runtime: Runtime) -> int:
-    """How many GPUs a stage takes where there are any; a stage that only asks a judge takes none.
+    """How many GPUs a stage takes where there are any.
 
-    Training: runtime.gpus. Sampling by vLLM: its tensor times data parallelism.
+    Training: runtime.gpus. Sampling by vLLM: its tensor times data parallelism. Asking a judge:
+    none, or the tensor parallelism of a judge that is served here.
     """
-    if stage.kind in ("data", "verdicts") or stage.settings.get("how") == "two_word":
+    judge = 0 if served_judge(stage) is None else runtime.tensor_parallel
+    if stage.kind == "data":
         return 0
+    if stage.kind == "verdicts" or stage.settings.get("how") == "two_word":
+        return judge
     if stage.kind in TRAINING:
         return runtime.gpus
     if stage.kind in SAMPLING and stage.settings["sampling"]["sampler"] == "vllm":
-        return runtime.tensor_parallel * runtime.data_parallel
-    return 1
+        return max(judge, runtime.tensor_parallel * runtime.data_parallel)
+    return max(judge, 1)
+
+
+def served_judge(stage: Stage) -> Path | None:
+    """The folder of the judge that a stage starts a server for; None: it asks an endpoint."""
+    from llm.judge.serve import folder_of
+
+    return folder_of((stage.settings.get("judge") or {}).get("model") or "")
 
 
 def run_stage(

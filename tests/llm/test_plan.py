@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import __main__ as command
-from llm import checks, costs
+from llm import checks, costs, tables
 from llm.config import ModelConfig
 from llm.costs import GIB, Lengths, Machine
+from llm.data.config import DataConfig
 from llm.errors import InputError
 from llm.models import new_policy, save_policy
 from llm.plan import StagePlan, StudyPlan
@@ -23,6 +24,7 @@ from llm.request import Request, default_seeds
 from llm.runtime import Runtime
 from llm.shapes import PYTHIA, neox, shape_of
 from llm.study import planned
+from tests.llm.small_stages import data_stage
 
 PUBLISHED = {  # the parameters of each model's card on the hub
     "70m": 70_426_624,
@@ -166,6 +168,11 @@ def test_an_unknown_model_has_no_hours_and_no_zero():
     assert plan.tokenizer == "owner/unheard-of"
 
 
+def test_a_judge_served_here_costs_no_dollars_but_hours_that_are_not_known():
+    stage = _stages(_plan(judge="local:/models/judge"))["judge_dpo[0]"]
+    assert (stage.questions, stage.dollars, stage.gpu_hours, stage.gpus) == (1200, 0.0, None, 1)
+
+
 def test_a_task_is_known_whole(shared_task_file):
     plan = _plan(preset="tiny", data=str(shared_task_file), figures=("fig3", "fig9"))
     assert plan.unresolved == []
@@ -233,6 +240,17 @@ def test_a_folder_that_may_not_be_written_is_refused(capsys, tmp_path, monkeypat
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     assert "is a file, not a folder" in _refused(capsys, tmp_path / "file" / "out", "fig9")
+
+
+def test_the_longest_row_is_that_of_the_examples(tmp_path, shared_task_file):
+    """Against the examples themselves; where nothing is generated, the texts alone count."""
+    limits = DataConfig(n_sft=4, n_pairs=4, n_validation_pairs=4, max_completion_tokens=4)
+    folder = data_stage(tmp_path / "data", shared_task_file, limits)
+    parts = ("sft", "pairs", "validation_pairs", "test")
+    rows = [e for p in parts for e in tables.read_examples(folder / f"{p}.parquet")]
+    for generated in (2, 3, 9):
+        want = max(len(e.prompt_ids) + max(generated, *map(len, e.completion_ids)) for e in rows)
+        assert checks._longest(folder, generated) == want
 
 
 def _text(tldr: Path, tokenizer: Path, *more: str) -> list[str]:

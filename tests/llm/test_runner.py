@@ -113,6 +113,10 @@ def test_gpus_of_stages():
         assert gpus_of(stage("x", kind=kind), runtime) == 0
     assert gpus_of(stage("x", kind="made_pairs", how="two_word", **vllm), runtime) == 0
     assert gpus_of(stage("x", kind="eval_global_rm"), runtime) == 1
+    local = {"judge": {"model": "local:/models/judge"}}
+    assert gpus_of(stage("x", kind="verdicts", **local), runtime) == 2
+    assert gpus_of(stage("x", kind="verdicts", judge={"model": "gpt-4o"}), runtime) == 0
+    assert gpus_of(stage("x", kind="made_pairs", how="narrow", **vllm, **local), runtime) == 6
 
 
 def test_the_longest_chain_starts_first():

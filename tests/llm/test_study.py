@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from safetensors import safe_open
 
 from llm import __main__ as command
-from llm import stages
+from llm import presets, stages
 from llm.data.task_file import read_task
 from llm.records import file_digest, locked
+from llm.state import states
 from paper_figures import __main__ as figures
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
 
@@ -170,10 +172,16 @@ def test_killed_between_and_inside_stages_it_ends_the_same(study, tmp_path):
         return list(out.glob("stages/.*.partial/checkpoints/checkpoint-*/trainer_state.json"))
 
     def between():
-        return len(list(out.glob("stages/[!.]*/record.json"))) >= 9
+        return len(list(out.glob("stages/[!.]*/record.json"))) >= 5
 
-    killed = [_kill_when(start(), inside_training), _kill_when(start(), between)]
+    def inside_sampling():
+        return list(out.glob("stages/.online_pairs_*.partial/running.json"))
+
+    killed = [_kill_when(start(), seen) for seen in (inside_training, between, inside_sampling)]
     assert all(killed)
+    dead = {stage.state for stage in states(out)}
+    assert "died" in dead
+    assert not dead & {"running", "failed"}
     last = start()
     assert last.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     assert _content(out) == _content(whole)
@@ -356,6 +364,12 @@ def test_status_and_dry_run(capsys, study, tmp_path):
     assert command.main(_arguments(task, tmp_path / "new", "--dry-run")) == 0
     assert not (tmp_path / "new").exists()
     assert command.main(["status", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert command.main(_arguments(task, out, "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["totals"]["stages"] == 0
+    assert plan["counts"][""]["source"] == "data card"
+    assert plan["counts"][""]["pairs"] == 48
 
 
 def test_compare_again_and_draw_the_report(capsys, study, tmp_path):
@@ -404,3 +418,24 @@ def test_torchrun_trains_one_stage_whose_inputs_are_done(study, tmp_path, monkey
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     assert len(together["weights_sha256"]) == 64
     assert not list(out.glob("stages/.*"))
+
+
+def test_every_figure_runs_on_tasks(tmp_path, monkeypatch):
+    """The shipped tasks, one seed, Figs. 3 to 10: no stage fails, every figure is measured.
+
+    SFT learns more here than in the other tests: two samples that are completions make a pair.
+    """
+    small = presets.PRESETS["test"]("task")
+    sft = replace(small.sft, save_steps=200, epochs=4)
+    branches = {name: replace(limits, n_sft=512) for name, limits in small.branches.items()}
+    learnt = replace(small, data=replace(small.data, n_sft=512), branches=branches, sft=sft)
+    monkeypatch.setitem(presets.PRESETS, "test", lambda kind: learnt)
+    out = tmp_path / "out"
+    line = ["study", "--preset", "test", "--seeds", "1", "--out", str(out), "--jobs", "1"]
+    assert command.main(line) == 0
+    assert {stage.state for stage in states(out)} == {"done"}
+    study = json.loads((out / "study.json").read_text())
+    assert study["figures"] == [f"fig{i}" for i in range(3, 11)]
+    measured = {m.figure for m in load_measurements(out / "measurements.json")}
+    assert measured == set(study["figures"])
+    assert command.main(["status", str(out)]) == 0
