@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from paper_figures.bridge_records import BridgeRecord, BridgeRow
 from paper_figures.compare import levels_panel
@@ -30,6 +31,7 @@ OUTCOMES = {
     "inconclusive": (ORANGE, "s"),
     "contradicted": (VERMILION, "X"),
 }
+ACCURACY = "val_accuracy"
 CAPTION = (
     "First panels: KL of each trained policy to the optimum, exact by enumeration; dots, one for "
     "each seed; bar, their mean; line, the 95% t interval. Last panels: each prediction's value at "
@@ -107,6 +109,7 @@ def _signs(name: str, title: str, rows: Sequence[BridgeRow]) -> Panel:
             ax.plot(x, y, marker, color=colour, ms=4)
         ax.set_xlim(-wide, wide)
         ax.set_ylim(-high, high)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlabel("predicted by the toy forecast")
         ax.set_ylabel("measured")
         ax.set_title(title)
@@ -141,6 +144,8 @@ def bridge_tables(bridge: BridgeRecord) -> tuple[BridgeTable, ...]:
             "theorem_2_2",
             "kl",
         ),
+        _table(bridge, "Validation accuracy of reward models (0-1)", "reward_model", ACCURACY),
+        _table(bridge, "Validation accuracy of reward models (0-1)", "likelihood", ACCURACY),
     )
     return tuple(table for table in made if table.lines)
 
@@ -216,7 +221,7 @@ def bridge_sentences(bridge: BridgeRecord) -> list[str]:
             off, on = (sum(kl[name]) / len(kl[name]) for name in ("dpo", "online_dpo_sft"))
             roads = (
                 f"KL to the optimum {number(off)} nats offline (DPO) and {number(on)} online "
-                f"(from SFT), {number(off - on, sign=True)} in favour of online"
+                f"(from SFT), a difference of {number(off - on, sign=True)}"
             )
             out.append(f"{cell}: {roads}; {tally(row.outcome for row in mine) or 'no verdict'}.")
     return out

@@ -15,7 +15,7 @@ TABLE = "bridge.parquet"
 TEXT = ("cell", "part", "name", "measure")
 NUMBERS = ("value", "low", "high", "predicted", "predicted_error", "margin")
 WORDS = ("branch", "size", "relation", "outcome", "reason")
-PARTS = ("policy", "theorem_2_2", "likelihood", "verdict")
+PARTS = ("policy", "reward_model", "theorem_2_2", "likelihood", "verdict")
 
 
 @dataclass(frozen=True)
