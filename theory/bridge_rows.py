@@ -15,8 +15,8 @@ SCHEMA = {
     "family": "string",
     "horizon": "int64",
     "pairs": "int64",
-    "part": "string",  # policy, theorem_2_2, likelihood or verdict
-    "name": "string",  # of the policy, the two roads, or the quantity that is judged
+    "part": "string",  # policy, reward_model, theorem_2_2, likelihood or verdict
+    "name": "string",  # of the model, the two roads, or the quantity that is judged
     "measure": "string",  # "kl_to_optimum"; of a verdict its figure
     "branch": "string",
     "size": "string",
@@ -36,6 +36,7 @@ POLICY = (
     *("win_rate", "mass_off_task", "recorded_gap"),
 )
 VIOLATION = ("kl", "kl_back")
+VERIFIER = ("val_loss", "val_accuracy", "best_accuracy")
 LIKELIHOOD = (
     *("pairs", "prompts", "prompts_with_maximiser", "least_loss", "dpo_loss", "local_rm_loss"),
     *("dpo_gradient", "local_rm_gradient"),
@@ -44,7 +45,7 @@ LIKELIHOOD = (
 
 def rows_of(bridge: Bridge, cell: Cell) -> list[dict[str, Any]]:
     """Everything that is known of a finished cell: policies, Theorem 2.2, fits and verdicts."""
-    from theory.exact import likelihoods, measured, violations
+    from theory.exact import likelihoods, measured, verifiers, violations
     from theory.predictions import load_verdicts
     from theory.study_files import read_study
 
@@ -58,6 +59,8 @@ def rows_of(bridge: Bridge, cell: Cell) -> list[dict[str, Any]]:
         found += _measures("theorem_2_2", name, of_seed, VIOLATION)
     for row in likelihoods(study):
         found += _measures("likelihood", "training pairs", asdict(row), LIKELIHOOD)
+    for row in verifiers(study):
+        found += _measures("likelihood", row.reward_model, asdict(row), VERIFIER)
     found += [
         _of_verdict(verdict) for verdict in load_verdicts(bridge.study(cell) / "verdicts.json")
     ]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import expit
 
 from theory.bt_floor import least_log_loss
 from theory.operators import temper, win_rate
@@ -30,6 +31,7 @@ from theory.study_files import Evaluated, Place, Study, read_pairs
 from theory.tasks import Task
 
 AGREES = 1e-6  # between the study's own float64 numbers and these
+EVALUATIONS = ("eval_global_rm", "eval_global_rm_matched", "eval_local_rm", "eval_dpo_rm")
 RECORDED = ("kl_to_optimum", "kl_to_reference", "win_rate", "expected_reward", "mass_on_task")
 
 
@@ -237,7 +239,7 @@ def _beta(study: Study, name: str, place: Place) -> float:
     """The constant that the stage's own settings give."""
     stage = name + (f".{place.branch}" if place.branch else "")
     stage += f"@{place.size}" if place.size else ""
-    return float(study.settings[_id(stage, place)]["beta"])
+    return float(study.records[_id(stage, place)]["config"]["beta"])
 
 
 def likelihoods(study: Study) -> list[Likelihood]:
@@ -292,6 +294,51 @@ def _least_loss(task: Task, pairs: PairData) -> float:
     total = np.bincount(row.reshape(-1), weights=pairs.count, minlength=distinct.shape[1])
     whole = [np.rint(column).astype(np.int64) for column in (wins, total - wins)]
     return least_log_loss(distinct[0], distinct[1], *whole)
+
+
+# --- reward models -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A reward model on validation pairs, as the study recorded it, and what is the best there."""
+
+    reward_model: str  # "global_rm"
+    branch: str
+    size: str
+    seed: int | None
+    val_loss: float  # nats a pair
+    val_accuracy: float  # 0-1, ties half
+    best_accuracy: float  # of the gold reward, in expectation; labels are noisy
+
+
+def verifiers(study: Study) -> list[Verifier]:
+    """Every reward model that was validated on a branch whose pairs are draws of the reference."""
+    found = []
+    for record in study.records.values():
+        if record["name"] not in EVALUATIONS or record["branch"]:
+            continue
+        place = Place(record["branch"], record["size"], record["seed"])
+        sft = _sft(study, place)
+        if sft is not None:
+            numbers = {key: float(record["metrics"][key]) for key in ("val_loss", "val_accuracy")}
+            best = best_accuracy(sft.task)
+            name = record["name"].removeprefix("eval_")
+            found.append(Verifier(name, *astuple(place), **numbers, best_accuracy=best))
+    return found
+
+
+def best_accuracy(task: Task) -> float:
+    """How often the better completion of two different reference draws wins its comparison."""
+    total = 0.0
+    for weight, log_p, reward in zip(
+        task.tree.weights, task.log_reference, task.reward, strict=True
+    ):
+        p = np.exp(log_p)
+        second = p[None, :] / (1.0 - p[:, None]) * (1.0 - np.eye(len(p)))
+        gap = np.abs(reward[:, None] - reward[None, :])
+        total += weight * float((p[:, None] * second * expit(gap)).sum())
+    return total
 
 
 def measured(study: Study) -> Iterator[Measured]:

@@ -54,11 +54,11 @@ class Evaluated:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Every evaluated policy of a study, and every stage's settings by its id."""
+    """Every evaluated policy of a study, and every stage's record by its id."""
 
     root: Path
     evaluated: tuple[Evaluated, ...]
-    settings: Mapping[str, Mapping[str, Any]]  # "dpo[0]" -> {"beta": ..., ...}
+    records: Mapping[str, Mapping[str, Any]]  # "dpo[0]" -> {"config": {"beta": ...}, ...}
 
     def find(self, policy: str, place: Place) -> Evaluated | None:
         """The policy at this place; one that all seeds share is at every seed."""
@@ -86,8 +86,7 @@ def read_study(root: Path) -> Study:
             found.append(_evaluated(root / place, records[name], tasks[data], pairs))
     if not found:
         raise InputError(f"{root}: no stage has {LEAVES}: only a study of a task has exact numbers")
-    settings = {name: record["config"] for name, record in records.items()}
-    return Study(root, tuple(found), settings)
+    return Study(root, tuple(found), records)
 
 
 def _sources(

@@ -13,7 +13,7 @@ import pytest
 
 from theory.__main__ import main
 from theory.errors import InputError
-from theory.exact import likelihoods, measured, violations
+from theory.exact import best_accuracy, likelihoods, measured, violations
 from theory.rouge_task import RougeTask, make_rouge_task
 from theory.soft import log_optimal
 from theory.study_files import Place, read_study
@@ -212,6 +212,21 @@ def test_the_likelihood_says_what_the_pairs_allow(tmp_path: Path):
     assert row.dpo_loss == pytest.approx(least + math.log(2.0) / 4, abs=1e-9)
     assert row.dpo_gradient == pytest.approx(0.125, abs=1e-9)  # of prompt 1 alone
     assert row.local_rm_loss is None
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_best_accuracy_is_that_of_enumeration(name: str, tmp_path: Path):
+    body = BODIES[name]()
+    save_task(tmp_path / "task.json", body)
+    expected = 0.0
+    for prompt, weight in body["prompts"].items():
+        reward, p = body["reward"][prompt], body["reference"][prompt]
+        for a in p:
+            for b in set(p) - {a}:
+                second = p[b] / sum(p[c] for c in p if c != a)
+                right = 1.0 / (1.0 + math.exp(-abs(reward[a] - reward[b])))
+                expected += weight * p[a] * second * right
+    assert best_accuracy(load_task(tmp_path / "task.json")) == pytest.approx(expected, abs=1e-9)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def _table(title: str, *columns: str) -> Any:
 
     table = Table(title=title)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="left" if i == 0 or column == "claim" else "right")
     return table
 
 
@@ -191,23 +191,30 @@ def _print_verdicts(console: Console, rows: list[Row]) -> None:
 
 def _print_assumptions(console: Console, rows: list[Row]) -> None:
     """What the toy forecast assumes and this rung breaks, as numbers."""
-    title = "What the forecast assumes to be 0, and Theorem 2.2's maximum, here"
-    table = _table(
-        title, "cell", "KL(SFT || reference)", "DPO off the task", "prompts with a maximiser",
-        "training loss: least", "DPO", "local model",
-    )  # fmt: skip
-    fits = _by_cell(rows, "likelihood")
-    for cell, found in _by_cell(rows, "policy").items():
+    title = (
+        "Assumptions, measured: the forecast's (SFT is the reference, all mass on the task, the "
+        "global reward model knows its features), Theorem 2.2's (a maximum, and it is reached)"
+    )
+    names = ("KL(SFT || reference)", "DPO off the task", "accuracy: global, local, DPO model")
+    names += ("best possible", "prompts with a maximiser", "loss: least, DPO, local model")
+    table = _table(title, "cell", *names)
+    policies, fits = _by_cell(rows, "policy"), _by_cell(rows, "likelihood")
+    for cell, found in policies.items():
         means = _means([*found, *fits.get(cell, [])])
+
+        def show(digits: int, *keys: tuple[str, str], means: Any = means) -> str:
+            return ", ".join(f"{means[k]:.{digits}f}" if k in means else "-" for k in keys)
+
         fit = "training pairs"
-        wanted = {
-            ("sft", "kl_to_reference"): ".3f",
-            ("dpo", "mass_off_task"): ".3f",
-            (fit, "prompts_with_maximiser"): ".0f",
-            (fit, "least_loss"): ".3f",
-            (fit, "dpo_loss"): ".3f",
-            (fit, "local_rm_loss"): ".3f",
-        }
-        shown = [format(means[key], kind) if key in means else "-" for key, kind in wanted.items()]
-        table.add_row(cell, *shown)
+        models = [(name, "val_accuracy") for name in ("global_rm", "local_rm", "dpo_rm")]
+        losses = [(fit, name) for name in ("least_loss", "dpo_loss", "local_rm_loss")]
+        table.add_row(
+            cell,
+            show(3, ("sft", "kl_to_reference")),
+            show(3, ("dpo", "mass_off_task")),
+            show(3, *models),
+            show(3, ("global_rm", "best_accuracy")),
+            show(0, (fit, "prompts_with_maximiser")),
+            show(3, *losses),
+        )
     console.print(table)
