@@ -34,11 +34,21 @@ def test_predictions_of_other_settings_are_made_again(tmp_path: Path, monkeypatc
     assert len(made) == 4
 
 
-def test_a_study_that_fails_is_said_and_the_others_go_on(tmp_path: Path, capsys, monkeypatch):
+def dying(code: int) -> str:
+    """A study that ends at once with this exit code, or by this signal."""
+    return f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
+
+
+@pytest.mark.parametrize("code", [1, 2, -9])
+def test_a_study_that_fails_is_said_and_the_others_go_on(
+    code: int, tmp_path: Path, capsys, monkeypatch
+):
     monkeypatch.setattr("theory.forecast.forecast", lambda *_: [])
-    bad = Bridge(tmp_path, command=(sys.executable, "-c", "import sys; sys.exit(2)"))
+    bad = Bridge(tmp_path, command=(sys.executable, "-c", dying(code)))
     assert run_cells(bad, (SMALL, replace(SMALL, pairs=49))) == 1
-    assert "failed: walsh-h2-n48, walsh-h2-n49" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "failed: walsh-h2-n48, walsh-h2-n49" in printed.out
+    assert ("its numbers cannot be read" in printed.err) == (code == 1)
     assert not (tmp_path / TABLE).exists()
 
 

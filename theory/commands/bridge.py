@@ -11,6 +11,7 @@ import tyro
 
 from theory.errors import InputError
 from theory.outputs import check_output
+from theory.predictions import RecordError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,12 +83,18 @@ def run_cells(plan: Plan, cells: tuple[Cell, ...]) -> int:
         if code != 0:
             err.print(f"  its study ended with {code}; see {plan.folder(cell) / 'study.log'}")
             failed.append(cell.name)
-        if code in (0, 1):
+        if code not in (0, 1):
+            continue
+        try:  # a study with a failed stage may still have most of its numbers
             rows += rows_of(plan, cell)
+        except (InputError, RecordError) as error:
+            err.print(f"  its numbers cannot be read: {error}", markup=False)
+            failed.append(cell.name)
+        else:
             save_rows(plan.out / TABLE, rows)
     wrong = _print(Console(), rows, plan.seeds) if rows else []
     if failed:
-        print(f"failed: {', '.join(failed)}")
+        print(f"failed: {', '.join(dict.fromkeys(failed))}")
     return 1 if failed or wrong else 0
 
 
