@@ -1,5 +1,6 @@
 """vLLM against transformers over the same weights: greedy, log-probs, distribution, seeds."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import noisy_policy
 
 from llm.data.tokenize import encode
 from llm.forward import collate, token_logps
+from llm.sample import TransformersSampler
 from llm.sampler import Sample
 from llm.vllm_process import SamplerError
 from llm.vllm_sampler import VllmSampler
@@ -120,6 +122,17 @@ def test_evaluation_is_drawn_at_a_hundredth(policy):
     cold = sampler.sample(5 * prompts, k=1, temperature=0.01, max_tokens=20, seed=0)
     assert abs(_agreement(model, 5 * prompts, cold, 0.01)[0]) < 4.5
     assert abs(_agreement(model, 5 * prompts, cold, 0.02)[0]) > 4.5
+
+
+def test_two_processes_share_a_model(policy, monkeypatch):
+    """Tensor parallel: half of the heads in each; greedy, since sums round otherwise."""
+    model, sampler, prompts = policy
+    cores = sorted(os.sched_getaffinity(0))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+    two = replace(sampler, runtime=replace(sampler.runtime, tensor_parallel=2))
+    asked = {"k": 1, "temperature": 0, "max_tokens": 20, "seed": 0}
+    plain = TransformersSampler(model, eos=sampler.eos, pad=1)
+    assert two.sample(prompts[:4], **asked) == plain.sample(prompts[:4], **asked)
 
 
 def test_a_prompt_beyond_the_models_positions_is_one_error(policy):
