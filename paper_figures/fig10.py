@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -12,6 +12,7 @@ from paper_figures.compare import DIFFERENCE_CAPTION, differences_panels
 from paper_figures.levels import (
     REWARD_MODELS,
     Level,
+    around_seeds,
     size_of,
     size_words,
     sizes_of,
@@ -50,7 +51,8 @@ def _curves(study: Study) -> list[Panel]:
     panels = []
     for size, (score, by_source) in found.items():
         end = f", {size_words(study, size)}" if len(found) > 1 else ""
-        frame = _frame(by_source.values())
+        every = [level for c in by_source.values() for one in c.values() for level in one.values()]
+        frame = around_seeds(every)
         for source, curves in by_source.items():
             name = f"fig10-{source}" + (f"-{size}" if size else "")
             title = f"Samples of {label(source)}{end}"
@@ -97,14 +99,6 @@ def _recorded(study: Study, name: str, score: str, size: str) -> Curve:
                 if metric == score and at and n.isdecimal() and value is not None:
                     values.setdefault(int(n), []).append(value)
     return {n: with_interval(name, tuple(values[n])) for n in sorted(values)}
-
-
-def _frame(found: Iterable[dict[str, Curve]]) -> tuple[float, float]:
-    """Limits of the vertical axis around every seed of every curve."""
-    points = [one.values() for curves in found for one in curves.values()]
-    values = [value for levels in points for level in levels for value in level.per_seed]
-    pad = 0.12 * (max(values) - min(values)) or 0.05
-    return min(values) - pad, max(values) + pad
 
 
 def _panel(

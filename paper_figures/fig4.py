@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from paper_figures.compare import DIFFERENCE_CAPTION, differences_panels
 from paper_figures.levels import (
     Level,
+    around_seeds,
     main_size,
     per_seed,
     size_of,
@@ -38,7 +39,7 @@ SCORES = ("win_rate", "rouge_l")
 TITLE = "Fig. 4: reward model size against policy size"
 CAPTION = (
     "Both panels show the same numbers. Marks: the mean over seeds of best-of-N at the largest N, "
-    "with the 95% t interval over seeds; small dots, one for each seed."
+    "with the 95% t interval over seeds, which may leave the frame; small dots, one for each seed."
 )
 Grid = dict[tuple[str, str], Level]  # (policy size, reward model size) -> its level
 
@@ -110,6 +111,7 @@ def _panel(study: Study, grid: Grid, score: str, *, by_policy: bool) -> Panel:
                 ax.plot(seeds, level.per_seed, ".", color=colour, ms=3, alpha=0.6)
         ax.set_xticks(range(len(order)), words)
         ax.set_xlim(-0.4, len(order) - 0.6)
+        ax.set_ylim(*around_seeds(grid.values()))
         ax.set_xlabel(f"size of the {'reward model' if by_policy else 'policy'}")
         ax.set_ylabel(f"best-of-N {label(score)} (0-1)")
         ax.set_title(title)

@@ -5,7 +5,7 @@ A figure is measured on one branch of data and at one or more model sizes; "" is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,13 @@ def with_interval(name: str, values: tuple[float, ...]) -> Level:
         return Level(name, values)
     mean = mean_of(np.asarray(values))
     return Level(name, values, mean.low, mean.high, f"95% t interval over {mean.n} seeds")
+
+
+def around_seeds(levels: Iterable[Level]) -> tuple[float, float]:
+    """Limits of an axis around every seed's value; an interval over few seeds may leave them."""
+    values = [value for level in levels for value in level.per_seed]
+    pad = 0.15 * (max(values) - min(values)) or 0.05
+    return min(values) - pad, max(values) + pad
 
 
 def _mean(values: Mapping[int | None, float]) -> float | None:

@@ -253,7 +253,7 @@ def test_hypotheses_are_named_where_a_verdict_names_them(demo: Path, edit_json: 
     (root / "hypotheses.json").write_text(json.dumps(body), encoding="utf-8")
     page = render(load_folder(demo))
     assert "<b>H6</b>: To verify is simpler than to generate." in page
-    assert "What could contradict it here: no gap at all." in page
+    assert "How it bears on it: no gap at all." in page
     assert "<b>H1</b></p>" in page
     assert "1.4b; H1, H6" in page
     assert "Signs carry over, sizes never." in page
