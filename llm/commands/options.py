@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Data, models and where things run."""
+    """Data, models and where things run.
+
+    Example: --preset tiny --data tldr/ --tokenizer 20B_tokenizer.json --judge none --jobs 2
+    """
 
     out: Path = Path("out/study")
     """Folder of the study: new, empty, or one of the same configuration."""
