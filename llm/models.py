@@ -159,15 +159,17 @@ def load_policy(folder: Path) -> Any:
     return _opened(str(folder), folder, local_files_only=True)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU, gathered where they are split over processes; every process calls."""
-    return {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+def whole_state(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """All weights on the CPU, gathered where they are split over processes; every process calls.
 
-
-def _whole(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().cpu().contiguous()
+    keep: whether this process wants them; without, it only takes part.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            found[name] = whole.detach().cpu().contiguous()
+    return found
 
 
 def backbone(model: nn.Module) -> nn.Module:

@@ -131,7 +131,7 @@ def _finish(
 ) -> Result:
     """Train, gather the weights where they are split, and write them once."""
     history, metrics = _train(work, objective, rows)
-    state = whole_state(objective.model)
+    state = whole_state(objective.model, keep=is_main())
     if not is_main():
         return Result(metrics, history)
     save(objective.model, work.folder, state)

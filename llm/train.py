@@ -130,6 +130,7 @@ def train(
     report: Callable[[float], None] = lambda fraction: None,
     accumulation: int | None = None,
     shard: bool = False,
+    save: bool = True,
     tracker: str = "none",
     tracker_folder: Path | None = None,
 ) -> list[dict[str, float]]:
@@ -141,7 +142,8 @@ def train(
 
     accumulation: micro-batches of a process's part of a step, in place of the config's (which
     counts those of one process); it changes rounding alone. shard: weights, gradients and optimizer
-    states are split over the processes (FSDP), in place of a copy each (DDP).
+    states are split over the processes (FSDP), in place of a copy each (DDP). save: whether
+    checkpoints are written. tracker: see `check_tracker`; TensorBoard's files go to tracker_folder.
     """
     reporters, callbacks = _trackers(tracker, tracker_folder)
     arguments = _arguments(
@@ -152,6 +154,7 @@ def train(
         folder=folder,
         accumulation=accumulation or -(-config.accumulation // processes()),
         report_to=reporters,
+        save_strategy="steps" if save else "no",
         **(_sharding(objective) if shard else {}),
     )
     trainer = _LoggingTrainer(
@@ -214,7 +217,6 @@ def _arguments(
         logging_steps=every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
         save_steps=math.ceil(config.save_steps / every) * every,
         save_total_limit=1,
         disable_tqdm=True,

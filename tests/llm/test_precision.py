@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -271,3 +274,32 @@ def test_a_wrong_checkpoint_is_one_clear_error(fault, message, tmp_path):
         load_policy(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+# --- the benchmark for a GPU ----------------------------------------------------------------------
+
+
+def test_the_benchmark_runs_on_a_cpu(tmp_path):
+    """Every kind of step, scoring and sampling, with finite numbers in its record."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "benchmarks/llm_gpu.py", "--shape", "tiny", "--device", "cpu"]
+    command += ["--batch", "2", "--micro-batch", "1", "--steps", "1", "--prompts", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "gpu.json")],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    kinds = ["sft", "global_rm", "local_rm", "dpo", "score", "reward", "sample"]
+    assert [line["what"] for line in record["lines"]] == kinds
+    for line in record["lines"]:
+        assert line["seconds"] > 0
+        assert line["tokens_per_second"] > 0
+        assert line["memory_gib"] is None
+    assert record["lines"][0]["first_loss"] == pytest.approx(math.log(300), rel=0.05)
