@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from paper_figures import prose
@@ -44,6 +44,7 @@ class FigureSection:
     lines: tuple[FigureLine, ...]
     sentences: tuple[str, ...]  # what was measured beside the predictions
     tally: str  # "2 supported, 1 inconclusive"
+    others: tuple[str, ...]  # differences that were measured and that nothing was predicted of
 
 
 def figure_pictures(study: Study | None, verdicts: Sequence[Verdict]) -> tuple[Picture, ...]:
@@ -85,7 +86,18 @@ def _section(
         lines=tuple(_line(verdict) for verdict in mine),
         sentences=(*matched, *dict.fromkeys(notes)),
         tally=prose.tally(verdict.outcome for verdict in mine),
+        others=tuple(_not_predicted(figure, study, mine)),
     )
+
+
+def _not_predicted(figure: str, study: Study | None, mine: Sequence[Verdict]) -> Iterator[str]:
+    """Differences beside the predicted ones: of lengths, at other N, of matched hyperparameters."""
+    predicted = {verdict.prediction.quantity for verdict in mine}
+    for row in () if study is None else study.measurements or ():
+        if row.figure == figure and " - " in row.quantity and row.quantity not in predicted:
+            size = f", {row.size}" if row.size else ""
+            value = f"{prose.number(row.value, sign=True)} {prose.span(row.low, row.high)}".strip()
+            yield f"{prose.quantity_words(row.quantity)}{size}: {value} {row.unit}"
 
 
 def _hypothesis(name: str, figure: str, known: Hypothesis | None) -> tuple[str, str, str]:

@@ -51,6 +51,12 @@ def test_every_figure_is_drawn_in_the_papers_order(study: Study) -> None:
     assert len(names) == len(set(names))
     sections = figure_sections(study, verdicts, {picture.name for picture in pictures})
     assert sum(len(section.lines) for section in sections) == len(verdicts)
+    ninth = next(section for section in sections if section.name == "fig9")
+    assert len(ninth.others) == 3
+    assert ninth.others[1] == (
+        "validation loss: Local RM \u2212 Global RM, matched, 2.8b: "
+        "+0.020 [+0.008, +0.032] nats per pair"
+    )
     assert all(section.claims == (f"The claim of {section.name}, in the paper's words.",)
                for section in sections)  # fmt: skip
 
