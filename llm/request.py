@@ -12,7 +12,7 @@ from llm.data.source import kind_of_source
 from llm.data.task_file import read_task
 from llm.errors import InputError
 from llm.presets import PYTHIA, preset
-from llm.records import digest, file_digest
+from llm.records import IDENTITY, digest, file_digest, read_json
 from llm.runtime import Runtime
 
 SHIPPED = Path(__file__).parent / "data" / "shipped"
@@ -85,7 +85,8 @@ def tokenizer_of(request: Request, config: StudyConfig) -> str | None:
 def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
     """The preset for this kind of data, with the user's model and judge. Raises InputError.
 
-    ask_hub: whether a hub model's name is resolved to a revision; a dry run asks nobody.
+    A hub model is pinned to the revision that a study begun in this folder has, else to the newest
+    one. ask_hub: whether the hub may be asked for it; a dry run asks nobody.
     """
     sources = sources_of(request)
     kind = "task" if kind_of_source(sources[""]) == "task" else "text"
@@ -96,7 +97,8 @@ def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
             config = replace(config, sft=replace(config.sft, fixed_rate=None))
         model = replace(before, pretrained=request.model, revision=None)
         config = replace(config, models={config.main: model})
-    models = {name: _resolved(model, ask_hub) for name, model in config.models.items()}
+    pinned = _pinned(request.out)
+    models = {name: _resolved(model, pinned, ask_hub) for name, model in config.models.items()}
     config = replace(config, models=models)
     if request.judge is not None:
         judge = None if request.judge == "none" else request.judge
@@ -112,16 +114,27 @@ def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
     return replace(config, data=limits[""], branches=branches, judge=JudgeConfig())
 
 
-def _resolved(model: ModelConfig, ask_hub: bool) -> ModelConfig:
+def _pinned(root: Path) -> dict[str, str]:
+    """{hub name: revision} of the study begun in a folder; the hub may have moved since."""
+    if not (root / IDENTITY).is_file():
+        return {}
+    found = read_json(root / IDENTITY).get("config", {}).get("models", {}).values()
+    return {m["pretrained"]: m["revision"] for m in found if m["pretrained"] and m["revision"]}
+
+
+def _resolved(model: ModelConfig, pinned: Mapping[str, str], ask_hub: bool) -> ModelConfig:
     """A pretrained model with what pins its content: a folder's sha256, a hub name's revision."""
     if model.pretrained is None:
         return model
     folder = Path(model.pretrained)
     if folder.is_dir():
         return replace(model, sha256=digest([file_digest(f) for f in model_files(folder)]))
-    if ask_hub and model.revision is None and hub_names(model.pretrained):
-        return replace(model, revision=revision_of(model.pretrained, "model"))
-    return model
+    if model.revision is not None or not hub_names(model.pretrained):
+        return model
+    found = pinned.get(model.pretrained)
+    if found is None and ask_hub:
+        found = revision_of(model.pretrained, "model")
+    return replace(model, revision=found)
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -20,7 +20,8 @@ from llm.data.config import DataConfig
 from llm.errors import InputError
 from llm.models import new_policy, save_policy
 from llm.plan import StagePlan, StudyPlan
-from llm.request import Request, default_seeds
+from llm.records import write_json
+from llm.request import Request, configure, default_seeds
 from llm.runtime import Runtime
 from llm.shapes import PYTHIA, neox, shape_of
 from llm.study import planned
@@ -171,6 +172,27 @@ def test_an_unknown_model_has_no_hours_and_no_zero():
 def test_a_judge_served_here_costs_no_dollars_but_hours_that_are_not_known():
     stage = _stages(_plan(judge="local:/models/judge"))["judge_dpo[0]"]
     assert (stage.questions, stage.dollars, stage.gpu_hours, stage.gpus) == (1200, 0.0, None, 1)
+
+
+def test_a_hub_model_keeps_the_revision_with_which_its_study_began(tmp_path, monkeypatch):
+    """The first time the newest; later that one, though the hub has moved, and without asking."""
+    asked = []
+
+    def revision_of(name: str, kind: str) -> str:
+        asked.append((name, kind))
+        return f"commit {len(asked)}"
+
+    monkeypatch.setattr("llm.request.revision_of", revision_of)
+    request = Request(tmp_path / "out", preset="1.4b", figures=("fig3",))
+    first = configure(request)
+    assert asked == [("EleutherAI/pythia-1.4b-deduped", "model")]
+    assert first.models["1.4b"].revision == "commit 1"
+    write_json(tmp_path / "out" / "identity.json", {"config": first.to_json()})
+    assert configure(request) == configure(request, ask_hub=False) == first
+    assert len(asked) == 1
+    other = replace(request, out=tmp_path / "other")
+    assert configure(other).models["1.4b"].revision == "commit 2"
+    assert configure(other, ask_hub=False).models["1.4b"].revision is None
 
 
 def test_a_task_is_known_whole(shared_task_file):
