@@ -72,18 +72,41 @@ def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed
 def load_pretrained(config: ModelConfig) -> PreTrainedModel:
     """A hub model or folder: safetensors weights in fp32, dropout off, no code from the hub.
 
-    Raises InputError for files that cannot be read, lack weights, or hold some that are not finite.
+    Raises InputError for files that cannot be read, lack weights, or hold some that are not finite,
+    and for a model whose output layer is not one matrix.
     """
     shape = pretrained_shape(config)
     for name in DROPOUTS:
         if hasattr(shape, name):
             setattr(shape, name, 0.0)
-    return _opened(
-        f"--model {config.pretrained}",
+    place = f"--model {config.pretrained}"
+    model = _opened(
+        place,
         str(config.pretrained),
         revision=config.revision,
         config=shape,
     )
+    return _plain_head(place, model)
+
+
+@torch.no_grad()
+def _plain_head(place: str, model: Any) -> Any:
+    """The model, if its logits are its last hidden states times its output matrix; InputError.
+
+    Log-probabilities are computed so (`llm.forward`): a bias, a scale or a cap would be left out.
+    """
+    words = int(model.config.vocab_size)
+    ids = torch.arange(min(8, words))[None]
+    weight = model.get_output_embeddings().weight
+    states = backbone(model.eval())(input_ids=ids).last_hidden_state
+    logits = model(input_ids=ids).logits
+    error = (states @ weight.T - logits).abs().max()
+    if not error <= 1e-4 * (1.0 + logits.abs().max()):
+        raise InputError(
+            f"{place}: its logits are not its hidden states times its output matrix "
+            "(a bias, a scale or a cap?): such a model is not supported"
+        )
+    return model
 
 
 def _opened(place: str, name: str | Path, **settings: Any) -> PreTrainedModel:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from llm.config import ModelConfig
+from llm.errors import InputError
 from llm.forward import collate, completion_logps, completion_rewards, token_logps
-from llm.models import RewardModel, new_policy
+from llm.models import RewardModel, load_pretrained, new_policy
 
 PAD, EOS, VOCABULARY = 1, 0, 97
 
@@ -101,3 +102,43 @@ def test_reward_head_follows_its_seed(policy):
     wide = ModelConfig(hidden_size=512, layers=1, heads=1, max_positions=8)
     big = new_policy(wide, vocabulary=5, eos=EOS, pad=PAD, seed=0)
     assert RewardModel(big, seed=0).head.weight.std().item() == pytest.approx(513**-0.5, rel=0.15)
+
+
+def _small(name):
+    """A causal LM of another family, random weights."""
+    import transformers as tf
+
+    more = {"vocab_size": VOCABULARY, "bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    attention = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    shapes = {
+        "llama": lambda: tf.LlamaConfig(
+            intermediate_size=64, num_key_value_heads=2, **attention, **more
+        ),
+        "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **more),
+        "phi": lambda: tf.PhiConfig(intermediate_size=64, **attention, **more),
+    }
+    torch.manual_seed(0)
+    return tf.AutoModelForCausalLM.from_config(shapes[name]()).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_other_causal_models_are_read_and_give_their_own_logps(name, tmp_path):
+    """Grouped heads and rotary positions; absolute positions and one matrix at both ends."""
+    _small(name).save_pretrained(tmp_path)
+    model = load_pretrained(ModelConfig(pretrained=str(tmp_path))).eval()
+    prompts, completions = _ragged(5, 2, seed=2)
+    with torch.no_grad():
+        ours = completion_logps(model, collate(prompts, completions, pad=PAD))
+        for b, prompt in enumerate(prompts):
+            for j, completion in enumerate(completions[b]):
+                plain = _plain_logps(model, prompt, completion).sum()
+                assert ours[b, j].item() == pytest.approx(plain.item(), rel=1e-5, abs=1e-5)
+
+
+def test_a_model_with_a_bias_on_its_logits_is_refused(tmp_path):
+    model = _small("phi")
+    with torch.no_grad():
+        model.lm_head.bias.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="not its hidden states times its output matrix"):
+        load_pretrained(ModelConfig(pretrained=str(tmp_path)))
