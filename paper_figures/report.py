@@ -32,6 +32,7 @@ QUESTION = (
     "online preference fine-tuning wins in practice. Is that because a verifier is simpler to "
     "learn than a generator: what does the theory predict, and what does the measurement say?"
 )
+OPEN = ("inconclusive", "not measured")
 CARRY_OVER = (
     "What carries over from the toy rung to a larger model is the order and the sign of a "
     "difference, never its size."
@@ -112,7 +113,8 @@ def _context(folder: Folder) -> dict[str, Any]:
         "hypotheses": hypothesis_sections(study),
         "carry_over": CARRY_OVER if study is None else study.carry_over or CARRY_OVER,
         "assumptions": _assumptions(verdicts),
-        "disagreements": prose.disagreements(verdicts),
+        "disagreements": prose.disagreements(tuple(v for v in verdicts if v.outcome not in OPEN)),
+        "open": prose.disagreements(tuple(v for v in verdicts if v.outcome in OPEN)),
         "doubts": prose.doubts(predictions),
         "notes": prose.prediction_notes(predictions),
         "measured": [prose.measured_row(row) for row in measurements or ()],

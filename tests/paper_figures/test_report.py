@@ -50,6 +50,8 @@ def test_numbers_in_prose_follow_the_records(page: str) -> None:
     assert "the toy rung has the other sign here" in page
     assert "Everything that was measured" in page
     assert "8 min 1 s" in page
+    assert "<details open><summary>3 open</summary>" in page
+    assert page.count("contradicted; measured") == 1
 
 
 @pytest.fixture
