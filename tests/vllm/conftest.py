@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 PYTHON = os.environ.get("ROADS_VLLM_PYTHON")
 LLM_TESTS = Path(__file__).resolve().parents[1] / "llm"
 
-sys.path[:0] = [str(Path(__file__).parent), str(LLM_TESTS)]
-
 if PYTHON is None:  # the ordinary run does not collect this folder; asked for by name, it is empty
     collect_ignore_glob = ["test_*.py"]
+else:
+    sys.path[:0] = [str(Path(__file__).parent), str(LLM_TESTS)]
 
 
 def _tests_of_llm() -> Any:
@@ -58,6 +57,8 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noisy_policy(folder: Path, vocabulary: int, *, eos: int, pad: int, seed: int) -> Any:
     """A GPT-NeoX of head size 32 whose next tokens are neither certain nor uniform, saved."""
+    import torch
+
     from llm.config import ModelConfig
     from llm.models import new_policy, save_policy
 
