@@ -35,7 +35,7 @@ POLICY = (
     *("kl_to_optimum", "soft_regret", "lemma_gap", "kl_to_reference", "expected_reward"),
     *("win_rate", "mass_off_task", "recorded_gap"),
 )
-VIOLATION = ("kl", "kl_back")
+VIOLATION = ("kl", "kl_back", "moved")
 VERIFIER = ("val_loss", "val_accuracy", "best_accuracy")
 LIKELIHOOD = (
     *("pairs", "prompts", "prompts_with_maximiser", "least_loss", "dpo_loss", "local_rm_loss"),

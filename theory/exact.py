@@ -121,6 +121,7 @@ class Violation:
     anchored: bool  # whether it has a KL penalty to the SFT policy (Eq. 13) or entropy (Eq. 10)
     kl: float  # KL(soft-RL'd || policy), nats
     kl_back: float  # KL(policy || soft-RL'd), nats
+    moved: float | None  # KL(policy || the SFT policy), nats: how far training went at all
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class Road:
     reward: Float[np.ndarray, "P L"]  # reward units
     beta: float
     log_ref: Float[np.ndarray, "P L"] | None  # None: soft RL with entropy alone
+    sft: Evaluated | None
 
     def soft_rl(self, beta: float, log_ref: Float[np.ndarray, "P L"] | None) -> np.ndarray:
         """log P (P, L) of the exact soft optimum of this reward, by soft value iteration."""
@@ -201,6 +203,7 @@ def _compare(kind: str, rewards: Road, policy: Road) -> Violation:
         anchored=policy.log_ref is not None,
         kl=kl(tree, made, policy.one.log_p),
         kl_back=kl(tree, policy.one.log_p, made),
+        moved=None if policy.sft is None else kl(tree, policy.one.log_p, policy.sft.log_p),
     )
 
 
@@ -213,7 +216,7 @@ def _dpo(study: Study, place: Place) -> Road | None:
     live = one.task.tree.leaf_mask
     log_ref = np.where(live, sft.log_p, 0.0)
     reward = beta * (np.where(live, one.log_p, 0.0) - log_ref)
-    return Road(_id("dpo", place), one, reward, beta, log_ref)
+    return Road(_id("dpo", place), one, reward, beta, log_ref, sft)
 
 
 def _sft(study: Study, place: Place) -> Evaluated | None:
@@ -228,7 +231,7 @@ def _local(study: Study, place: Place) -> Road | None:
         return None
     beta = _beta(study, "local_rm", place)
     reward = beta * np.where(one.task.tree.leaf_mask, one.log_p, 0.0)
-    return Road(_id("local_rm", place), one, reward, beta, None)
+    return Road(_id("local_rm", place), one, reward, beta, None, _sft(study, place))
 
 
 def _id(name: str, place: Place) -> str:

@@ -196,6 +196,8 @@ def test_two_seeds_are_as_far_apart_as_their_policies(tmp_path: Path):
     a, b = np.exp(policies["dpo[0]"]), np.exp(policies["dpo[1]"])
     assert row.kl == pytest.approx(0.5 * (a * np.log(a / b)).sum(), abs=1e-10)
     assert row.kl_back == pytest.approx(0.5 * (b * np.log(b / a)).sum(), abs=1e-10)
+    moved = 0.5 * (b * (np.log(b) - policies["sft"])).sum()
+    assert row.moved == pytest.approx(moved, abs=1e-10)
 
 
 def test_the_likelihood_says_what_the_pairs_allow(tmp_path: Path):

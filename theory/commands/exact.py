@@ -102,20 +102,28 @@ def _print_roads(console: Console, rows: list[Violation]) -> None:
     from rich.table import Table
 
     table = Table(title="Theorem 2.2 says 0: KL(soft RL of the reward model || the policy), nats")
-    for name in ("reward model", "policy", "what differs", "runs", "mean", "largest", "backwards"):
-        table.add_column(name, justify="right" if name in ("runs", "mean", "largest") else "left")
+    numbers = ("runs", "mean", "largest", "backwards", "moved")
+    for name in ("reward model", "policy", "what differs", *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left")
     groups: dict[tuple[str, ...], list[Violation]] = {}
     for row in rows:
         where = "".join(f" {part}" for part in (row.branch, row.size) if part)
         heads = (row.reward_model.split("[")[0] + where, row.policy.split("[")[0] + where)
         groups.setdefault((*heads, row.kind), []).append(row)
     for (reward, policy, kind), found in groups.items():
-        mean = sum(row.kl for row in found) / len(found)
-        back = sum(row.kl_back for row in found) / len(found)
-        most = max(row.kl for row in found)
-        numbers = (str(len(found)), f"{mean:.2e}", f"{most:.2e}", f"{back:.2e}")
-        table.add_row(escape(reward), escape(policy), KINDS[kind], *numbers)
+        shown = (
+            _mean([row.kl for row in found]),
+            f"{max(row.kl for row in found):.1e}",
+            _mean([row.kl_back for row in found]),
+            _mean([row.moved for row in found if row.moved is not None]),
+        )
+        table.add_row(escape(reward), escape(policy), KINDS[kind], str(len(found)), *shown)
+    table.caption = "moved: KL(the policy || the SFT policy)"
     console.print(table if rows else "Theorem 2.2: the study has neither DPO nor a local model.")
+
+
+def _mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1e}" if values else "-"
 
 
 def _print_fits(console: Console, rows: list[Likelihood]) -> None:
