@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -88,3 +89,28 @@ def test_links_lead_somewhere() -> None:
     anchors = re.findall(r"\]\(#([^)]+)\)", text)
     headings = {h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
     assert set(anchors) <= headings
+
+
+def planned(command: str) -> dict[str, float]:
+    """The totals of a dry run with three seeds."""
+    asked = [sys.executable, "-m", "llm", *command.split(), "--seeds", "3", "--dry-run", "--json"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["totals"]
+
+
+@pytest.mark.parametrize("size", ["1.4b", "paper"])
+def test_the_quoted_plan_is_what_a_dry_run_prints(size: str) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    row = re.search(rf"^\| `(study fig3 --preset {size} [^`]*)` \|(.*)$", text, re.MULTILINE)
+    assert row is not None
+    totals = planned(row[1])
+    hours, memory, disk, _ = (cell.strip() for cell in row[2].strip(" |").split("|"))
+    kept, _, checkpoint = disk.replace(",", "").partition(" + ")
+    shown = [float(hours), float(memory), float(kept), float(checkpoint)]
+    names = ("gpu_hours", "peak_gib", "disk_gib", "checkpoint_gib")
+    assert shown == [round(totals[name]) for name in names]
+    assert f"{totals['questions']:,} questions, {totals['dollars']:.0f} dollars" in row[2]
+    if size == "paper":
+        assert f"to run: {totals['stages']} stages<br>" in text
+        assert f"GPU hours: {totals['gpu_hours']:.0f}<br>" in text
