@@ -144,6 +144,9 @@ def bridge_tables(bridge: BridgeRecord) -> tuple[BridgeTable, ...]:
             "theorem_2_2",
             "kl",
         ),
+        _table(
+            bridge, "Beside it, how far training moved that policy, nats", "theorem_2_2", "moved"
+        ),
         _table(bridge, "Validation accuracy of reward models (0-1)", "reward_model", ACCURACY),
         _table(bridge, "Validation accuracy of reward models (0-1)", "likelihood", ACCURACY),
     )

@@ -46,6 +46,8 @@ def made_up() -> list[dict]:
     ]
     rows.append(line(LONG, "policy", "dpo", "kl_to_optimum", 99.0, seed=0, branch="narrow"))
     rows.append(line(LONG, "theorem_2_2", "other seed: dpo to dpo", "kl", 0.25, seed=1))
+    rows.append(line(LONG, "theorem_2_2", "other seed: dpo to dpo", "moved", 0.5, seed=1))
+    rows.append(line(SHORT, "likelihood", "global_rm", "val_accuracy", 0.75, seed=0))
     judged = (
         (LONG, "fig3", "win_rate[dpo_2x] - win_rate[dpo]", 0.1, 0.05, "greater", "supported"),
         (LONG, "fig7", "win_rate[dpo_2x] - win_rate[dpo]", 0.1, -0.05, "equal", "inconclusive"),
@@ -77,7 +79,9 @@ def test_the_columns_are_those_that_the_bridge_writes() -> None:
 def test_tables_hold_means_of_the_main_branch(tmp_path: Path) -> None:
     bridge = load_bridge(write(tmp_path, made_up()))
     assert bridge.cells == (LONG, SHORT)
-    kl, win, violation = bridge_tables(bridge)
+    kl, win, violation, moved, accuracy = bridge_tables(bridge)
+    assert moved.lines[0].values == ("0.500",)
+    assert (accuracy.columns, accuracy.lines[0].cell) == (("Global RM",), SHORT)
     assert kl.columns == ("SFT", "DPO", "Online DPO (SFT)", "Local RM, as a policy")
     assert kl.lines[0].values == ("1.410", "1.010", "0.710", "0.910")
     assert win.lines[1].values[1] == "0.510"
