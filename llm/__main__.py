@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated
 
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = tyro.cli(Command, prog="python -m llm", args=arguments)  # pyright: ignore
     try:
         return command.run()
+    except BrokenPipeError:  # of `| head`: nothing more is asked for
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

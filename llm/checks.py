@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm.config import ModelConfig, StudyConfig
+from llm.data.tokenize import check_vocabulary, load_tokenizer
 from llm.errors import InputError
 from llm.execute import Plan, gpus_of
 from llm.judge import reach_judge
@@ -42,9 +43,7 @@ def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> 
     todo = [stage for stage in plan.stages if not Store(plan.root).done(plan.keys[stage.id])]
     for model in config.models.values():
         if model.pretrained is not None:
-            from llm.models import pretrained_shape
-
-            pretrained_shape(model)
+            _check_pretrained(model, plan.tokenizer)
     if cluster is not None:
         from llm.cluster import check_cluster
 
@@ -53,6 +52,15 @@ def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> 
         _check_gpus(todo, plan.runtime)
         _check_vllm(todo, plan.runtime)
     _check_judge(todo, config, plan.runtime)
+
+
+def _check_pretrained(model: ModelConfig, tokenizer: str | None) -> None:
+    """The model can be read, and means the same words as the tokenizer of the data."""
+    from llm.models import pretrained_shape
+
+    pretrained_shape(model)
+    if tokenizer is not None and model.pretrained is not None:
+        check_vocabulary(load_tokenizer(tokenizer), model.pretrained, model.revision)
 
 
 def _check_gpus(todo: list[Stage], runtime: Runtime) -> None:

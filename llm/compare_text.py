@@ -34,6 +34,17 @@ def lines(report: Report) -> Iterator[str]:
         yield "No prediction was held against these measurements."
 
 
+def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The verdicts alone, figure by figure."""
+    if not verdicts:
+        yield "No prediction was held against these measurements."
+    for figure in dict.fromkeys(v.prediction.figure for v in verdicts):
+        yield title(figure)
+        for verdict in verdicts:
+            if verdict.prediction.figure == figure:
+                yield from _verdict(verdict)
+
+
 def title(figure: str) -> str:
     """fig3 -> Fig. 3."""
     return f"Fig. {figure.removeprefix('fig')}"

@@ -138,7 +138,7 @@ class JudgeConfig:
     """
 
     model: str | None = None  # of an OpenAI-compatible endpoint; None: ROUGE-L scores alone
-    sha256: str | None = None  # of a local judge's folder (local:FOLDER)
+    content: str | None = None  # of a local judge's files (local:FOLDER)
     both_orders: bool = True
     max_tokens: int = 200
     temperature: float = 0.0

@@ -11,6 +11,7 @@ from llm.data.hub import hub_names, revision_of
 from llm.data.source import kind_of_source
 from llm.data.task_file import read_task
 from llm.errors import InputError
+from llm.judge.serve import check_folder, folder_name, folder_of
 from llm.presets import PYTHIA, preset
 from llm.records import IDENTITY, digest, file_digest, read_json
 from llm.runtime import Runtime
@@ -101,8 +102,7 @@ def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
     models = {name: _resolved(model, pinned, ask_hub) for name, model in config.models.items()}
     config = replace(config, models=models)
     if request.judge is not None:
-        judge = None if request.judge == "none" else request.judge
-        config = replace(config, judge=replace(config.judge, model=judge))
+        config = replace(config, judge=_judge(config.judge, request.judge))
     if kind == "text":
         return config
     horizons = {name: read_task(Path(source)).horizon for name, source in sources.items()}
@@ -120,6 +120,15 @@ def _pinned(root: Path) -> dict[str, str]:
         return {}
     found = read_json(root / IDENTITY).get("config", {}).get("models", {}).values()
     return {m["pretrained"]: m["revision"] for m in found if m["pretrained"] and m["revision"]}
+
+
+def _judge(config: JudgeConfig, name: str) -> JudgeConfig:
+    """The judge named; a local one is told by its files."""
+    folder = folder_of(name)
+    if folder is None:
+        return replace(config, model=None if name == "none" else name)
+    check_folder(folder)
+    return replace(config, model=name, content=folder_name(folder))
 
 
 def _resolved(model: ModelConfig, pinned: Mapping[str, str], ask_hub: bool) -> ModelConfig:

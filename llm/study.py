@@ -7,17 +7,14 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from llm.checks import check_disk, check_models, check_request, check_resources, data_stages
 from llm.compare import check_predictions, compare
+from llm.compare_text import verdict_lines
 from llm.config import StudyConfig, check_figures
 from llm.costs import Machine
 from llm.data.source import fingerprint, kind_of_source, load_tokenizer
@@ -55,9 +52,8 @@ from llm.request import (
 )
 from llm.runner import run
 from llm.state import save_graph
-from theory.predictions import Verdict
 
-__all__ = ["SHIPPED", "Prepared", "Request", "planned", "prepare", "print_verdicts", "run_study"]
+__all__ = ["SHIPPED", "Prepared", "Request", "planned", "prepare", "run_study"]
 SPLIT_SEED = 0
 
 
@@ -208,7 +204,8 @@ def _run(prepared: Prepared, request: Request, quiet: bool) -> int:
     _write_study(prepared, request)
     verdicts = compare(request.out, predictions_of(request))
     if not quiet:
-        print_verdicts(verdicts)
+        print("\n".join(verdict_lines(verdicts)))
+        print(f"More: python -m llm compare {shlex.quote(str(request.out))}")
     return 1 if failed else 0
 
 
@@ -263,23 +260,3 @@ def _too_small(
         f"{'scratch' if start is None else start} on "
         f"{counts['sft']:,} posts and {counts['pairs']:,} pairs cannot summarise real text"
     )
-
-
-def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Prediction, measurement and verdict, one row a quantity."""
-    if not verdicts:
-        print("no predictions were given: nothing to hold the measurements against")
-        return
-    table = Table(title="Verdicts")
-    for column in ("figure", "quantity", "predicted", "measured", "verdict"):
-        table.add_column(column)
-    for verdict in verdicts:
-        p, m = verdict.prediction, verdict.measurement
-        predicted = "> 0" if p.relation == "greater" else p.relation
-        if p.value is not None:
-            predicted += f" ({p.value:+.3f} at the {p.rung} rung)"
-        measured = "-" if m is None or m.value is None else f"{m.value:+.3f}"
-        if m is not None and m.low is not None and m.high is not None:
-            measured += f" [{m.low:+.3f}, {m.high:+.3f}]"
-        table.add_row(p.figure, escape(p.quantity), predicted, escape(measured), verdict.outcome)
-    Console().print(table)
