@@ -40,6 +40,9 @@ def data_stages(plan: Plan) -> list[Stage]:
 
 def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> None:
     """What the stages that are not done need: models, GPUs, vLLM, a judge that answers."""
+    from llm.train import check_tracker
+
+    check_tracker(plan.runtime.tracker)
     todo = [stage for stage in plan.stages if not Store(plan.root).done(plan.keys[stage.id])]
     for model in config.models.values():
         if model.pretrained is not None:

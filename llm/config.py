@@ -69,6 +69,7 @@ class TrainConfig:
     save_steps: int = 200
     order: Literal["row", "prompt"] = "row"  # "prompt": rows of one prompt share a step's forward
     fixed_rate: float | None = None  # set: used as it stands, no rule (training from scratch)
+    on_prompt: bool = False  # SFT alone: the loss counts the prompt's tokens too
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "paper_rate", "paper_batch", "epochs", "adam_eps", "save_steps"):

@@ -132,9 +132,9 @@ def _pythia(name: str, sizes: tuple[str, ...], kind: DataKind) -> StudyConfig:
         kind,
         {size: PYTHIA[size] for size in sizes},
         data,
-        _sft(128, fixed_rate=3e-6),
-        _global_rm(64, fixed_rate=3e-6),
-        _dpo(128, fixed_rate=3e-7),
+        _sft(128, fixed_rate=3e-6, accumulation=16),  # shared out over the GPUs of a stage
+        _global_rm(64, fixed_rate=3e-6, accumulation=16),
+        _dpo(128, fixed_rate=3e-7, accumulation=32),
         branches=own,
         wide=("fig3", "fig4", "fig9", "fig10"),
         judge=JudgeConfig(model="gpt-4o"),

@@ -11,7 +11,7 @@ from llm.data.hub import hub_names, revision_of
 from llm.data.source import kind_of_source
 from llm.data.task_file import read_task
 from llm.errors import InputError
-from llm.judge.serve import check_folder, folder_name, folder_of
+from llm.judge.serve import folder_name, folder_of
 from llm.presets import PYTHIA, preset
 from llm.records import IDENTITY, digest, file_digest, read_json
 from llm.runtime import Runtime
@@ -127,8 +127,8 @@ def _judge(config: JudgeConfig, name: str) -> JudgeConfig:
     folder = folder_of(name)
     if folder is None:
         return replace(config, model=None if name == "none" else name)
-    check_folder(folder)
-    return replace(config, model=name, content=folder_name(folder))
+    content = folder_name(folder) if folder.is_dir() else None  # no folder: an error later
+    return replace(config, model=name, content=content)
 
 
 def _resolved(model: ModelConfig, pinned: Mapping[str, str], ask_hub: bool) -> ModelConfig:

@@ -13,6 +13,7 @@ import torch
 from llm import best_of_n, evaluate, judged, online, pairs, tables
 from llm.config import ModelConfig
 from llm.data.config import DataConfig
+from llm.data.example import Example
 from llm.data.source import kind_of_source, load, open_tokenizer
 from llm.forward import completion_logps
 from llm.models import (
@@ -153,8 +154,16 @@ def make_sft(work: Work) -> Result:
     model = new_policy(
         config, vocabulary=words["size"], eos=words["eos"], pad=words["pad"], seed=work.seed
     )
-    rows = [Row(e.prompt_ids, e.completion_ids) for e in work.examples("sft")]
+    rows = [sft_row(e, work.train_config.on_prompt) for e in work.examples("sft")]
     return _finish(work, SupervisedObjective(model, precision=_precision(work)), rows)
+
+
+def sft_row(example: Example, on_prompt: bool) -> Row:
+    """The completion is learned; on_prompt: the prompt's tokens too, but the first."""
+    if not on_prompt:
+        return Row(example.prompt_ids, example.completion_ids)
+    first, *rest = example.prompt_ids
+    return Row((first,), ((*rest, *example.completion_ids[0]),))
 
 
 def make_reference(work: Work) -> Result:

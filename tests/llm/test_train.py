@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from llm.config import ModelConfig, TrainConfig
+from llm.data.example import Example
 from llm.errors import InputError
 from llm.forward import collate, completion_logps
 from llm.models import RewardModel, new_policy, weights_digest
 from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
 from llm.order import LengthSampler
+from llm.stages import sft_row
 from llm.train import check_tracker, score, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
@@ -259,3 +261,17 @@ def test_tensorboard_gets_the_history_and_the_speed(tmp_path):
     assert {"train/loss", "train/eos_rate", "train/tokens_per_second"} <= set(
         found.Tags()["scalars"]
     )
+
+
+def test_sft_may_learn_the_prompt_too():
+    """`on_prompt`: the mean loss over every token but the first, as plain transformers has it."""
+    example = Example("e", "p", "", (3, 4, 5, 6), ("",), ((7, 8, EOS),))
+    model = _policy().eval()
+    for on_prompt, counted in ((False, 3), (True, 6)):
+        row = sft_row(example, on_prompt)
+        batch = collate([row.prompt], [row.completions], pad=PAD)
+        loss = float(SupervisedObjective(model).losses(batch, None)[0].detach())
+        whole = torch.tensor([[3, 4, 5, 6, 7, 8, EOS]])
+        logps = model(input_ids=whole).logits[0, :-1].log_softmax(-1)
+        each = -logps.gather(1, whole[0, 1:, None])[:, 0]
+        assert loss == pytest.approx(float(each[-counted:].mean().detach()), abs=1e-5)
