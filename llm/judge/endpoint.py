@@ -33,6 +33,8 @@ class StoppedError(Exception):
 def read_key(runtime: Runtime) -> str:
     """The API key from the environment. Raises InputError where there is none and one is needed."""
     key = os.environ.get(runtime.key_name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{runtime.key_name} in the environment holds what no header may hold")
     if key:
         return key
     if on_this_machine(runtime):
@@ -46,16 +48,26 @@ def on_this_machine(runtime: Runtime) -> bool:
 
 
 def check_address(runtime: Runtime) -> None:
-    """Raise InputError for what is no address, or one that holds a password."""
+    """Raise InputError for what is no address, or one that holds a password or a query.
+
+    A query may be a key, and addresses stand in messages: neither is ever repeated.
+    """
     if runtime.base_url is None:
         return
-    parts = urlsplit(runtime.base_url)
-    if parts.username or parts.password:
+    try:
+        parts = urlsplit(runtime.base_url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("ascii")
+        host.encode("idna")  # checks the lengths of its parts
+    except ValueError:  # brackets, a port or a host name that no network has
+        raise InputError("the judge's address is no http or https address") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
+        what = "user or password" if parts.username or parts.password else "query"
         raise InputError(
-            f"the judge's address (host {parts.hostname}) holds a user or password: "
+            f"the judge's address (host {parts.hostname}) holds a {what}: "
             f"put the key into the environment as {runtime.key_name}"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not host or len(host.split()) > 1:
         raise InputError(f"the judge's address {runtime.base_url!r} is no http or https address")
 
 

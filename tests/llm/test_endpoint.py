@@ -390,12 +390,28 @@ def test_a_missing_key_is_said_before_anything_starts(
     assert opened().prefer(ROWS[:1])[0].score == WINS[0]
 
 
+@pytest.mark.parametrize("key", ["sk-caf\u00e9", "sk-a\nb"])
+def test_a_key_that_no_header_may_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InputError, match=r"OPENAI_API_KEY .* no header may hold") as caught:
+        check_judge(JudgeConfig(model="gpt-4o"), Runtime(base_url="https://host/v1"))
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("base_url", "said"),
     [
         ("ftp://x/v1", "no http or https address"),
         ("judge", "no http or https address"),
         (f"https://user:{KEY}@host/v1", "holds a user or password"),
+        (f"https://host/v1?api-key={KEY}", "holds a query"),
+        ("http://[::1", "no http or https address"),
+        ("http://host:port/v1", "no http or https address"),
+        ("http://\u2603.example/v1", "no http or https address"),
+        ("http://a host/v1", "no http or https address"),
+        (f"http://{'a' * 70}.com/v1", "no http or https address"),
     ],
 )
 def test_an_address_that_is_none_is_refused(base_url: str, said: str) -> None:
