@@ -220,7 +220,10 @@ class RewardModel(nn.Module):
         self.head = nn.Linear(width, 1)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            self.head.weight.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
+            # on the CPU, wherever the model is made: the same numbers, and the generator is there
+            drawn = torch.empty(self.head.weight.shape, device="cpu")
+            drawn.normal_(0.0, 1.0 / math.sqrt(width + 1), generator=generator)
+            self.head.weight.copy_(drawn)
             self.head.bias.zero_()
 
     def reward(self, hidden: Tensor) -> Tensor:
