@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llm.arms import CONTROLLED, Arm, Column, Evidence
 from llm.figures import MORE_PROMPTS, REWARD_MODELS, SOURCES
-from llm.stats import paired_bootstrap, prompts_to_decide, seeds_to_decide, t_interval
+from llm.stats import (
+    over_prompts,
+    paired_bootstrap,
+    prompts_to_decide,
+    seeds_to_decide,
+    t_interval,
+)
 from theory.predictions import Measurement
 
 NO_INTERVAL = "none: fewer than two seeds"
@@ -50,6 +56,7 @@ SIDES = {"rm": "reward model", "policy": "policy"}
 SHARED = 0.95  # of the prompts of two arms
 MATCHED = "global_rm_matched"
 Term = tuple[float, Arm]
+Table = tuple[tuple[float, ...], ...]  # for each seed its value on every prompt
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Measured:
     """
 
     measurement: Measurement
-    table: tuple[tuple[float, ...], ...] = ()
+    table: Table = ()
 
     def deciding(self, margin: float | None) -> Measurement:
         """The measurement with what would decide whether it lies within +-margin (None: off 0)."""
@@ -282,26 +289,36 @@ def contrast(
     """A sum of arms with signs, seed by seed; None where no seed has all of them.
 
     paired: the arms answer the same prompts, so that prompts give an interval inside each seed;
-    the value itself is of each arm's own mean.
+    else two groups of arms (the first half of the terms, the second) each answer their own. The
+    value itself is of each arm's own mean.
     """
     points: dict[int, float] = {}
-    columns: dict[int, Column] = {}
     for seed in evidence.seeds:
         values = [arm.of(seed, measure) for _, arm in terms]
         known = [value for value in values if value is not None]
         if len(known) == len(terms):
             points[seed] = sum(w * v for (w, _), v in zip(terms, known, strict=True))
-            columns[seed] = _difference(terms, seed, measure) if paired else {}
+    half = len(terms) // 2
+    groups = [terms] if paired else [terms[:half], terms[half:]]
+    tables = [_table(group, points, measure) for group in groups]
+    columns = {seed: _difference(terms, seed, measure) for seed in points} if paired else {}
     within = [_within(column, seed) for seed, column in columns.items()]
-    table: tuple[tuple[float, ...], ...] = ()
-    if evidence.sampled and columns:
-        ids = [i for i in next(iter(columns.values())) if all(i in c for c in columns.values())]
-        table = tuple(tuple(column[i] for i in ids) for column in columns.values())
     note = "; ".join(filter(None, [note, _unshared(terms, measure, columns)])) or None
     made = _measured(
         figure, quantity, measure, points, evidence, size, within if paired else None, note
     )
-    return None if made is None else replace(made, table=table)
+    if made is None or made.measurement.value is None or not evidence.sampled:
+        return made
+    others = over_prompts(made.measurement.value, tables)
+    measurement = replace(made.measurement, over_prompts=others)
+    return Measured(measurement, tables[0] if paired else ())
+
+
+def _table(terms: Sequence[Term], seeds: Iterable[int], measure: str) -> Table:
+    """For each seed the same sum with signs, on every prompt that all arms and seeds have."""
+    columns = [_difference(terms, seed, measure) for seed in seeds]
+    ids = [i for i in (columns[0] if columns else ()) if all(i in c for c in columns)]
+    return tuple(tuple(column[i] for i in ids) for column in columns)
 
 
 def _difference(terms: Sequence[Term], seed: int, measure: str) -> Column:

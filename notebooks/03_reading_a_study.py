@@ -166,8 +166,9 @@ def _(measured_row, mo, np, number, per_seed, score, span, study, t):
 
     There are two spreads, and they answer two questions. *Over seeds*: would another training run
     say the same? *Within a seed, over prompts*: would other prompts, on this very model?
-    {"; ".join(_within) or "No interval over prompts was recorded"}. A verdict uses the first; all
-    seeds answer the same prompts, so look at the second too before speaking of other prompts.
+    {"; ".join(_within) or "No interval over prompts was recorded"}. All seeds answer the same
+    prompts, so that seeds which agree say nothing of other prompts: where prompts are a sample of
+    more, a verdict stands only if an interval over prompts (mean over seeds) says the same.
     """)
     return
 

@@ -19,6 +19,7 @@ Outcome = Literal[
 ]
 RELATIONS = ("greater", "less", "equal")
 WITHIN_ROUNDING = "the interval lies within rounding of 0"
+MANY = 1000.0  # beyond this, "times the prompts" is no advice
 ROUNDING = 1e-6  # a difference of log-probabilities in single precision, or of what they make
 
 
@@ -66,6 +67,8 @@ class Measurement:
 
     low, high: the interval named by `interval`; None where there are too few seeds for one.
     within: for each seed, a (low, high) interval over prompts inside that seed, or None.
+    over_prompts: (low, high) around the value for other prompts, the seeds' models kept; None where
+    the prompts are all that there are, or their values are not known.
     size: the name of the model size; None where sizes are compared or none was named.
     seeds_to_decide, prompts_to_decide: what would decide whether it differs from 0, in a verdict
     whether its prediction holds; None where none up to a bound would, or it is not known.
@@ -86,6 +89,7 @@ class Measurement:
     note: str | None = None
     size: str | None = None
     prompts_to_decide: int | None = None
+    over_prompts: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def judge(
     "Greater" is supported when the whole interval lies above 0, contradicted when it lies below
     (by more than rounding);
     "equal" only when it lies inside the margin. Anything else is inconclusive, with what would
-    decide.
+    decide. All seeds answer the same prompts, so that seeds which agree say nothing of others: an
+    interval over prompts, where there is one, must say the same.
     too_small: a reason why no verdict may stand here at all (a model too small for real text).
     margin: what "equal" is judged by, in place of the prediction's own: the study's, fixed before
     its run.
@@ -152,7 +157,27 @@ def _judged(
     outcome, reason = _compare(prediction, low, high, margin)
     open_one = outcome == "inconclusive" and reason != WITHIN_ROUNDING  # which no seeds resolve
     needs = _needs(measurement) if open_one else None
+    others = measurement.over_prompts
+    if outcome != "inconclusive" and others is not None:
+        again, why = _compare(prediction, *others, margin)
+        if again != outcome:
+            reason = f"over seeds {reason}, over prompts {why}"
+            needs = _more_prompts(prediction, measurement.value, others, margin)
+            return Verdict(prediction, measurement, "inconclusive", reason, needs)
     return Verdict(prediction, measurement, outcome, reason, needs)
+
+
+def _more_prompts(
+    prediction: Prediction, value: float, others: tuple[float, float], margin: float | None
+) -> str | None:
+    """How many times the prompts would decide, value and spread kept."""
+    half, distance = (others[1] - others[0]) / 2, abs(value)
+    if prediction.relation == "equal":
+        distance = abs((margin or prediction.margin or 0.0) - distance)
+    times = (half / distance) ** 2 if distance > 0 else math.inf
+    if not times < MANY:
+        return None
+    return f"about {max(times, 1.1):.1f} times the prompts, if their spread stays as it is"
 
 
 def _needs(measurement: Measurement) -> str | None:

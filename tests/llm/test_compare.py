@@ -14,7 +14,7 @@ import pytest
 from llm import arms, hypotheses, tables
 from llm.__main__ import main
 from llm.arms import of_study, study_config
-from llm.compare import Report, compare_study
+from llm.compare import Report, compare_study, report
 from llm.compare_text import lines
 from llm.config import FIGURES, StudyConfig
 from llm.errors import InputError
@@ -415,3 +415,36 @@ def test_the_command_on_a_study(paper: Fake, capsys: pytest.CaptureFixture[str])
     assert len(body["verdicts"]) == 2 * len(PARAMETERS)
     assert main(["compare", str(paper.root / "nothing")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_seeds_that_agree_on_few_prompts_decide_nothing_about_others(sampled: bool) -> None:
+    """Every seed gains 3 points, all of it on two prompts of 40: others could turn it."""
+    gains = {f"test/{i}": 0.6 if i < 2 else 0.0 for i in range(40)}
+    better = {s: {"win_rate": {k: 0.4 + v + 0.001 * s for k, v in gains.items()}} for s in SEEDS}
+    worse = {s: {"win_rate": dict.fromkeys(gains, 0.4)} for s in SEEDS}
+
+    def arm(columns: Any) -> arms.Arm:
+        means = {
+            s: {"win_rate": float(np.mean(list(c["win_rate"].values())))}
+            for s, c in columns.items()
+        }
+        return arms.Arm(means, columns)
+
+    found = {
+        (figure, name, ""): arm(columns)
+        for figure, up, down in (("fig3", better, worse), ("fig5", worse, worse))
+        for name, columns in (("online_dpo_dpo", up), ("online_dpo_sft", up), ("dpo", down))
+    }
+    evidence = arms.Evidence(("fig3", "fig5"), SEEDS, found, {}, "full", sampled=sampled)
+    verdicts = {
+        v.prediction.figure: v for v in report(evidence, PREDICTED[:1] + PREDICTED[3:4]).verdicts
+    }
+    assert {v.outcome for v in verdicts.values()} == {"inconclusive" if sampled else "supported"}
+    for verdict in verdicts.values():
+        measured = verdict.measurement
+        assert measured is not None
+        assert measured.low is not None
+        assert measured.low > 0
+        assert (measured.over_prompts is not None) == sampled
+        assert (verdict.needs is not None) == sampled

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llm.stats import (
     equivalence,
+    over_prompts,
     paired_bootstrap,
     prompts_to_decide,
     seeds_to_decide,
@@ -210,3 +211,31 @@ def test_prompts_that_all_seeds_share_are_no_spread_and_one_seed_says_nothing() 
     assert prompts_to_decide([shared.tolist()]) is None
     with pytest.raises(ValueError, match="not paired"):
         prompts_to_decide([[0.1, 0.2], [0.1]])
+
+
+def test_the_interval_over_prompts_is_students_of_the_mean_over_seeds() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0.0, 0.4, size=50)  # what prompts do to every seed alike
+    table = (shared + 0.01 * rng.normal(size=(3, 50))).tolist()
+    mean = np.mean(table, axis=0)
+    low, high = over_prompts(float(mean.mean()), [table]) or (0.0, 0.0)
+    expected = stats.t.interval(0.95, 49, loc=mean.mean(), scale=mean.std(ddof=1) / math.sqrt(50))
+    assert (low, high) == pytest.approx(expected)
+    seeds = t_interval([float(np.mean(row)) for row in table])
+    assert seeds is not None
+    assert seeds.high - seeds.low < 0.2 * (high - low)  # the seeds alone would call it decided
+    wider = over_prompts(0.0, [table, table]) or (0.0, 0.0)
+    assert wider[1] == pytest.approx(math.sqrt(2) * (high - low) / 2)
+    assert over_prompts(0.0, [table, [[0.1]] * 3]) is None
+    assert over_prompts(0.0, [[[], []]]) is None
+
+
+def test_the_bootstrap_of_very_many_prompts_draws_fewer_resamples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = [0.1 * i for i in range(100)], [0.0] * 100
+    whole = paired_bootstrap(a, b, seed=0, resamples=1000)
+    monkeypatch.setattr("llm.stats.DRAWS", 1)
+    assert paired_bootstrap(a, b, seed=0) == whole

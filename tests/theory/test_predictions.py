@@ -155,3 +155,26 @@ def test_numbers_that_are_none_stay_none(tmp_path):
     save(path, "predictions", [replace(GREATER, value=None, error=None)])
     assert json.loads(path.read_text())["predictions"][0]["value"] is None
     assert load_predictions(path)[0].value is None
+
+
+@pytest.mark.parametrize(
+    ("relation", "over_prompts", "outcome", "needs"),
+    [
+        ("greater", (0.02, 0.18), "supported", None),
+        ("greater", (-0.1, 0.3), "inconclusive", "about 4.0 times the prompts"),
+        ("less", (-0.1, 0.3), "inconclusive", "about 4.0 times the prompts"),
+        ("equal", (0.06, 0.14), "supported", None),
+        ("equal", (0.0, 0.2), "inconclusive", "about 4.0 times the prompts"),
+        ("equal", None, "supported", None),
+    ],
+)
+def test_a_verdict_holds_for_other_prompts_too(relation, over_prompts, outcome, needs):
+    """Seeds that agree on one set of prompts say nothing of the noise that they share."""
+    prediction = replace(GREATER, relation=relation, margin=0.15)
+    found = judge(prediction, _at(0.09, 0.11, over_prompts=over_prompts))
+    assert found.outcome == outcome
+    assert (found.needs or "").startswith(needs or "")
+    assert (found.needs is None) == (needs is None)
+    if outcome == "inconclusive":
+        assert found.reason.startswith("over seeds the interval")
+        assert ", over prompts the interval" in found.reason
