@@ -124,6 +124,20 @@ def test_pairs_hold_the_trainers_numbers(stages, tmp_path):
     assert len(online.read_pairs(work.folder)) == 12
 
 
+def test_no_forward_scores_more_completions_than_the_batch(stages, tmp_path, monkeypatch):
+    """K samples of each of `batch` prompts would not fit a GPU: K x prompts is what counts."""
+    most = []
+
+    def counted(measure, rows, *, batch_size, **settings):
+        most.append(batch_size * max(len(completions) for _, completions in rows))
+        return score(measure, rows, batch_size=batch_size, **settings)
+
+    monkeypatch.setattr(online, "score", counted)
+    settings = asdict(OnlineConfig(samples=4, temperature=1.0))
+    online.make(work_of(tmp_path, stages, 7, online=settings, batch=9))
+    assert most == [8, 8]
+
+
 def test_more_prompts_are_the_sft_posts_without_pairs(stages, tmp_path):
     settings = OnlineConfig(samples=2, temperature=1.0)
     work = work_of(tmp_path / "all", stages, 0, online=asdict(settings), more_prompts=True)
