@@ -1,27 +1,34 @@
-"""Read TL;DR files (JSON lines, plain or gzipped): raw comparisons, preferences, posts."""
+"""Read TL;DR files (JSON lines, plain or gzipped; parquet): comparisons, preferences, posts."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm.data.rows import Corpus, add_row, kind_of
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm.data.rows import SPLITS, Corpus, add_row, kind_of
 from llm.errors import InputError
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+PARQUET = ".parquet"
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", PARQUET)
+PART = re.compile(rf"({'|'.join(SPLITS)})(?=[-_.])")  # begins "train-00000-of-00001.parquet"
 
 
 def read_files(path: Path) -> Corpus:
-    """All rows of a file, or of every JSON-lines file below a folder, in the order of their names.
+    """All rows of a file, or of every data file below a folder, in the order of their names.
 
     The format is told by name (`preferences*`, `posts*`, and `*.json` for raw comparisons), else
-    by the first row's columns. Files of no known format are listed in `Corpus.ignored`; a single
-    file of none is an InputError.
+    by the columns (parquet: always). A parquet file whose name begins with a part's ("train-...",
+    "validation-...", "test-..."), or whose folder has one, holds that official part. Files of no
+    known format are listed in `Corpus.ignored`; a single file of none is an InputError.
     """
     if not path.exists():
         raise InputError(f"{path}: does not exist")
@@ -31,6 +38,8 @@ def read_files(path: Path) -> Corpus:
         kind = _kind(file)
         if kind is None:
             corpus.ignored.append(source)
+        elif file.name.endswith(PARQUET):
+            _read_parquet(corpus, file, kind, source)
         else:
             _read_file(corpus, file, kind, source)
     if not corpus.sources:
@@ -42,7 +51,7 @@ def read_files(path: Path) -> Corpus:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The JSON-lines files that `path` names, sorted; `path` itself if it is a file."""
+    """The data files that `path` names, sorted; `path` itself if it is a file."""
     if path.is_file():
         return [path]
     return sorted(f for f in path.rglob("*") if f.is_file() and f.name.endswith(SUFFIXES))
@@ -78,6 +87,8 @@ def _row(line: str, place: str) -> Any:
 def _kind(file: Path) -> str | None:
     """The file's format, None if unknown."""
     name = file.name
+    if name.endswith(PARQUET):
+        return kind_of(dict.fromkeys(_parquet(file).schema_arrow.names))
     if name.endswith((".jsonl", ".jsonl.gz")):
         for start in ("preferences", "posts"):
             if name.startswith(start):
@@ -95,6 +106,11 @@ def _read_file(corpus: Corpus, file: Path, kind: str, source: str) -> None:
         place = f"{file}, line {number}"
         add_row(corpus, _row(line, place), kind, source, place, None)
         records += 1
+    _note(corpus, file, kind, source, records)
+
+
+def _note(corpus: Corpus, file: Path, kind: str, source: str, records: int) -> None:
+    """What the card says of a file that was read. Raises InputError for one without rows."""
     if not records:
         raise InputError(f"{file}: is empty")
     corpus.sources.append(
@@ -106,3 +122,29 @@ def _read_file(corpus: Corpus, file: Path, kind: str, source: str) -> None:
             "licence": None,
         }
     )
+
+
+def _parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[:1]
+        raise InputError(f"{file}: cannot be read: {''.join(reason)}") from error
+
+
+def _read_parquet(corpus: Corpus, file: Path, kind: str, source: str) -> None:
+    """As hub data: rows with an empty text are dropped and counted, parts stay as published."""
+    found = PART.match(file.name)
+    split = SPLITS.get(found[1] if found else file.parent.name)
+    before, corpus.drops_empty = corpus.drops_empty, True
+    records = 0
+    try:
+        for batch in _parquet(file).iter_batches():
+            for row in batch.to_pylist():
+                add_row(corpus, row, kind, source, f"{file}, row {records}", split)
+                records += 1
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    finally:
+        corpus.drops_empty = before
+    _note(corpus, file, kind, source, records)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm.data.config import DataConfig
@@ -58,6 +60,59 @@ def test_gzip_is_read_and_a_broken_one_named(tmp_path: Path) -> None:
         file.write_bytes(broken)
         with pytest.raises(InputError, match=r"preferences\.jsonl\.gz.*(cannot be read|not)"):
             read_files(tmp_path)
+
+
+def _parquet(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+def test_local_parquet_is_read_as_the_same_rows_in_jsonl_are(
+    tmp_path: Path, small_tokenizer: Any
+) -> None:
+    limits = DataConfig(n_pairs=4, n_validation_pairs=2, n_test=2)
+    posts, preferences, _ = make_rows(12)
+    made = []
+    for name, write in (("lines", write_lines), ("parquet", _parquet)):
+        end = "jsonl" if name == "lines" else "parquet"
+        write(tmp_path / name / f"posts.{end}", posts)
+        write(tmp_path / name / f"preferences.{end}", preferences)
+        made.append(load(tmp_path / name, tokenizer=small_tokenizer, limits=limits, seed=0))
+    lines, parquet = made
+    for part in ("sft", "pairs", "validation_pairs", "test"):
+        assert getattr(lines, part) == getattr(parquet, part)
+    file = _parquet(tmp_path / "comparisons.parquet", COMPARISONS)
+    assert len(read_files(file).pairs) == 9
+    assert kind_of_source(file) == "text"
+
+
+def test_parquet_keeps_the_published_parts_that_names_and_folders_tell(tmp_path: Path) -> None:
+    _parquet(tmp_path / "data" / "train-00000-of-00001.parquet", POSTS[:2])
+    _parquet(tmp_path / "data" / "test-00000-of-00001.parquet", POSTS[2:])
+    _parquet(tmp_path / "validation" / "0000.parquet", PREFERENCES)
+    _parquet(tmp_path / "other.parquet", [{"anything": 1}])
+    corpus = read_files(tmp_path)
+    assert {post.split for post in corpus.posts[:-2]} == {"test"}
+    assert [post.split for post in corpus.posts[-2:]] == ["train", "train"]
+    assert {pair.post.split for pair in corpus.pairs} == {"validation"}
+    assert corpus.ignored == ["other.parquet"]
+    assert fingerprint(tmp_path / "data") != fingerprint(tmp_path / "validation")
+
+
+def test_parquet_that_is_none_or_empty_is_named_and_empty_texts_are_counted(tmp_path: Path) -> None:
+    broken = tmp_path / "posts.parquet"
+    broken.write_bytes(b"no parquet at all")
+    with pytest.raises(InputError, match=r"posts\.parquet: cannot be read"):
+        read_files(tmp_path)
+    _parquet(broken, [*POSTS, {**POSTS[0], "summary": " "}])
+    assert read_files(tmp_path).dropped == {"rows with an empty text": 1}
+    _parquet(broken, [{**POSTS[0], "title": None}])
+    with pytest.raises(InputError, match=r"posts\.parquet, row 0: title = None"):
+        read_files(tmp_path)
+    pq.write_table(pa.Table.from_pylist(POSTS)[:0], broken)
+    with pytest.raises(InputError, match="is empty"):
+        read_files(tmp_path)
 
 
 def test_subreddits_and_spaces_are_not_doubled(tmp_path: Path, small_tokenizer: Any) -> None:
