@@ -87,8 +87,9 @@ def of_tables(paths: Sequence[Path]) -> Evidence:
     groups: dict[Key, dict[int, list[Row]]] = {}
     for row in rows:
         groups.setdefault(row.key, {}).setdefault(row.seed, []).append(row)
-    sizes = {size for _, _, size in groups}
-    policies = {size for figure, _, size in groups if figure == "fig4"}
+    fig4 = [(arm, size) for figure, arm, size in groups if figure == "fig4"]
+    named = [found[2] for arm, _ in fig4 if (found := _best_of("fig4", arm))]
+    sizes = {*named, *(size for _, size in fig4)}  # of reward models and of policies
     counts = [int(found[1]) for f, arm, _ in groups if (found := _best_of(f, arm))]
     return Evidence(
         figures=tuple(figure for figure in FIGURES if any(f == figure for f, _, _ in groups)),
@@ -96,7 +97,7 @@ def of_tables(paths: Sequence[Path]) -> Evidence:
         arms={key: _arm(by_seed) for key, by_seed in groups.items()},
         margins=MARGINS,
         rung="elsewhere",
-        order=tuple(sorted(sizes, key=_parameters)) if policies else (),
+        order=tuple(sorted(sizes, key=_parameters)),
         largest_n=max(counts, default=25),
         notes=_notes(rows),
     )

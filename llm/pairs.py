@@ -293,6 +293,8 @@ def _two_word_test(work: Work, asked: Any) -> dict[str, Any]:
     rows = work.examples("test")
     texts = asked.two_words([row.prompt for row in rows], 1, work.report)
     kept = [(row, text) for row, (text,) in zip(rows, texts, strict=True) if text is not None]
+    if not kept:
+        raise InputError(f"the judge wrote no reference for {len(rows)} test posts: {UNWRITTEN}")
     examples = _with_texts(work, [row for row, _ in kept], [(text,) for _, text in kept], None)
     tables.write_examples(work.folder / "test.parquet", examples)
     dropped = {UNWRITTEN: len(rows) - len(kept)} if len(kept) < len(rows) else {}

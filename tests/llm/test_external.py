@@ -152,7 +152,8 @@ def test_a_length_control_without_a_fit_says_so(tmp_path: Path) -> None:
     assert "separable" in words
 
 
-def test_sizes_of_fig4_are_crossed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [(), ("12b", "")])  # sizes of another figure in one table
+def test_sizes_of_fig4_are_crossed(tmp_path: Path, others: tuple[str, ...]) -> None:
     rows = [
         {
             "figure": "fig4",
@@ -168,6 +169,7 @@ def test_sizes_of_fig4_are_crossed(tmp_path: Path) -> None:
         for seed in range(3)
         for prompt in range(5)
     ]
+    rows += [{**rows[0], "figure": "fig3", "arm": "dpo", "size": size} for size in others]
     found = report(of_tables([_parquet(tmp_path / "s.parquet", rows)]), [])
     measured = {m.quantity: m for m in found.measurements}
     names = "win_rate[best_of_25_largest_{0}] - win_rate[best_of_25_smallest_{0}]"

@@ -340,6 +340,15 @@ def test_a_test_post_without_summary_is_left_out_and_counted(
     card = json.loads((work.folder / "card.json").read_text())
     assert card["parts"]["test"]["dropped"] == {pairs.UNWRITTEN: 1}
 
+    class Mute(FakeJudge):
+        def two_words(self, posts: Sequence[str], n: int, report: Any) -> list[list[str | None]]:
+            found = super().two_words(posts, n, report)
+            return found if n > 1 else [[None] for _ in posts]
+
+    monkeypatch.setattr(pairs.judge, "open_judge", lambda work: Mute(lambda row: 1.0))
+    with pytest.raises(InputError, match="no reference for 4 test posts"):
+        pairs.make(work)
+
 
 def test_a_real_endpoint_is_never_asked_twice(
     small_tldr: Path,
