@@ -17,6 +17,7 @@ from llm.records import RECORD, read_json
 
 Seed = int | None  # None: one model, shared by the seeds
 Column = dict[str, float]  # prompt or pair -> value; what has none is left out
+ONE_POLICY = "one SFT policy a size: over seeds the reward models differ, not the policies"
 COLUMNS = {"tokens": "mean_tokens"}  # in scores.parquet -> the measure that it is a row of
 CONTROLLED = "length_controlled_win_rate"
 
@@ -108,7 +109,7 @@ def of_study(root: Path) -> Evidence:
             sampled=config.kind == "text",
             largest_n=max(config.evaluation.counts),
             too_small=study["too_small"],
-            notes=_notes(config, index),
+            notes={"fig4": ONE_POLICY, **_notes(config, index)},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: no study of this version: {error!r}") from error

@@ -228,7 +228,9 @@ def _across_sizes(evidence: Evidence) -> Iterator[Measured]:
     for side, terms in sides.items():
         for measure in ("win_rate", "rouge_l"):
             names = [f"{measure}[best_of_{n}_{which}_{side}]" for which in ("largest", "smallest")]
-            note = f"{SIDES[side]} of {large} against {small}, mean over the other side's sizes"
+            says = f"{SIDES[side]} of {large} against {small}, mean over the other side's sizes"
+            known = evidence.notes.get("fig4") if side == "policy" else None
+            note = "; ".join(filter(None, [says, known]))
             made = contrast("fig4", " - ".join(names), measure, terms, evidence, None, note=note)
             if made is not None:
                 yield made

@@ -249,6 +249,7 @@ def test_fig4_is_the_mean_over_the_other_side(paper: Fake, compared: Report) -> 
                 for s in sizes
             ]
             assert found.per_seed[seed] == pytest.approx(np.mean(gaps))
+        assert ("the reward models differ, not the policies" in found.note) == (side == "policy")
     policy = next(v for v in compared.verdicts if "largest_policy" in v.prediction.quantity)
     assert policy.outcome == "supported"
 
