@@ -133,10 +133,20 @@ def take_cpu_for_gpu(wanted: Callable[[], bool]) -> None:
 
     def changed(self: PartialState, *arguments: Any, **settings: Any) -> None:
         start(self, *arguments, **settings)
-        if wanted():
+        if wanted() and self.distributed_type == DistributedType.MULTI_CPU:  # later: FSDP, it stays
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = changed  # type: ignore[method-assign]
+
+
+def refuse_whole_gradients() -> None:
+    """Split models keep no gradient whole between micro-batches: on a GPU it would not fit."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    def kept(self: FSDPParam) -> None:
+        raise AssertionError("a gradient is left whole until the step")
+
+    FSDPParam.to_accumulated_grad_if_needed = kept  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -145,6 +155,7 @@ def main() -> None:
     root = Path(sys.argv[1])
     shard = False
     take_cpu_for_gpu(lambda: shard)
+    refuse_whole_gradients()
     for name, case in CASES.items():
         shard = case.shard
         found = run(case, root / name)
