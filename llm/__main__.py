@@ -28,12 +28,18 @@ Command = (
     | Annotated[Judge, tyro.conf.subcommand("judge")]
 )
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
     command = tyro.cli(Command, prog="python -m llm", args=arguments)  # pyright: ignore
     try:
         return command.run()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # of `| head`: nothing more is asked for
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -41,9 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
         where = f": {error.filename}" if error.filename else ""
+        if error.errno in BAD_PATHS:
+            print(f"error: {error.strerror}{where}", file=sys.stderr)
+            return 2
+        if error.errno not in FULL:
+            raise
         print(f"error: {error.strerror}{where}; run again when there is room", file=sys.stderr)
         return 1
 

@@ -23,10 +23,16 @@ from llm.stage import Stage
 from llm.vllm_process import require_vllm
 
 GIB = 2**30
+MOST_SEEDS = 1000
 
 
 def check_request(request: Request) -> None:
-    """Numbers that make no sense."""
+    """Numbers that make no sense, and empty words: an unset variable of the shell, mostly."""
+    for name in ("data", "short_task", "rouge_task", "tokenizer", "model", "judge", "cluster"):
+        if getattr(request, name) == "":
+            raise InputError(f"--{name.replace('_', '-')} is empty: name one, or leave it out")
+    if request.seeds > MOST_SEEDS:
+        raise InputError(f"{request.seeds} seeds: at most {MOST_SEEDS}")
     if request.seeds < 1:
         raise InputError(f"--seeds {request.seeds}: must be at least 1")
     if request.jobs is not None and request.jobs < 1:

@@ -165,7 +165,8 @@ def check_folder(root: Path, identity: dict[str, Any]) -> None:
                 "choose another --out"
             )
         return
-    if root.exists() and any(root.iterdir()):
+    began = (LOCK, IDENTITY + ".partial")  # all that a run leaves which was killed this early
+    if root.exists() and any(entry.name not in began for entry in root.iterdir()):
         raise InputError(f"{root} is not empty and holds no study: choose another --out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from llm.errors import InputError
@@ -37,6 +38,17 @@ class Runtime:
                 raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be > 0")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise InputError(f"runtime setting micro_batch = {self.micro_batch!r} must be > 0")
+        if self.requests_per_minute is not None and self.requests_per_minute < 1:
+            raise InputError(
+                f"runtime setting requests_per_minute = {self.requests_per_minute!r} must be > 0"
+            )
+        if not (self.key_name.isascii() and self.key_name.isidentifier()):  # a key, it may be
+            raise InputError(
+                "--key-name is the name of an environment variable (such as OPENAI_API_KEY), "
+                "not the key itself; what was given is no such name and is not repeated here"
+            )
         for name in ("price_in", "price_out"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be >= 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"runtime setting {name} = {getattr(self, name)!r} must be finite, >= 0"
+                )

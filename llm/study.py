@@ -33,6 +33,7 @@ from llm.records import (
     GRAPH,
     IDENTITY,
     LOCK,
+    StageKey,
     Store,
     check_folder,
     digest,
@@ -55,6 +56,7 @@ from llm.state import save_graph
 
 __all__ = ["SHIPPED", "Prepared", "Request", "planned", "prepare", "run_study"]
 SPLIT_SEED = 0
+STUDY = "study.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Prepared:
     plan: Plan
     identity: dict[str, Any]
     config: StudyConfig
+    figures: tuple[str, ...]  # asked for now, and in this folder before
+    seeds: range
+    keys: Mapping[str, StageKey]  # of everything that these need
     unresolved: tuple[str, ...] = ()  # what a dry run did not ask the hub for
 
 
@@ -90,11 +95,28 @@ def prepare(request: Request, *, dry: bool = False) -> Prepared:
     identity["branches"] = {branch: found for branch, found in data.items() if branch}
     if not unresolved:
         check_folder(request.out, identity)
+    every, seeds = _asked_before(request.out, figures, request.seeds)
+    known = keys(build(every, seeds, config, data))
     plan = Plan(request.out, stages, keys(stages), sources, tokenizer, runtime=request.runtime)
     if not dry:
         check_resources(plan, config, cluster=request.cluster)
         check_disk(plan.root, bytes_needed(plan, config))
-    return Prepared(plan, identity, config, unresolved)
+    return Prepared(plan, identity, config, every, seeds, known, unresolved)
+
+
+def _asked_before(
+    root: Path, figures: tuple[str, ...], seeds: int
+) -> tuple[tuple[str, ...], range]:
+    """The figures and seeds asked for, with those that this folder's study holds already."""
+    path = root / STUDY
+    if not path.is_file():
+        return figures, range(seeds)
+    before = read_json(path)
+    try:
+        every = check_figures((*before["figures"], *figures))
+        return every, range(max(seeds, *(int(seed) + 1 for seed in before["seeds"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no study of this version: {error!r}") from error
 
 
 def _unresolved(
@@ -222,26 +244,26 @@ def _make_data(plan: Plan) -> None:
 
 
 def _write_study(prepared: Prepared, request: Request) -> None:
-    """study.json and data_card.json: what was asked, where each stage stands."""
+    """study.json and data_card.json: all that was ever asked here, where each stage stands."""
     plan, identity, store = prepared.plan, prepared.identity, Store(prepared.plan.root)
-    done = {s.id: plan.keys[s.id] for s in plan.stages if store.done(plan.keys[s.id])}
+    done = {name: key for name, key in prepared.keys.items() if store.done(key)}
     card = read_json(store.path(plan.keys["data"]) / "data_card.json")
     write_json(plan.root / "data_card.json", card)
     records = {name: store.record(key) for name, key in done.items()}
     study = {
         "schema": 1,
-        "figures": list(figures_of(request, prepared.config)),
+        "figures": list(prepared.figures),
         "preset": request.preset,
         "rung": "full" if identity["config"]["judges_text"] else "tiny",
         "config": identity["config"],
         "data": {**identity["data"], "path": Path(plan.sources[""]).name},
-        "seeds": list(range(request.seeds)),
+        "seeds": list(prepared.seeds),
         "stages": {name: f"stages/{key.directory}" for name, key in done.items()},
         "total_seconds": round(sum(r["wall_seconds"] for r in records.values()), 1),
         "too_small": _too_small(identity, records, card),
         "command": shlex.join(["python", "-m", "llm", *sys.argv[1:]]),
     }
-    write_json(plan.root / "study.json", study)
+    write_json(plan.root / STUDY, study)
 
 
 def _too_small(

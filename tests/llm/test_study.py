@@ -18,7 +18,9 @@ from llm import presets, stages
 from llm.data.task_file import read_task
 from llm.records import file_digest, locked
 from llm.state import states
+from llm.study import Request, prepare
 from paper_figures import __main__ as figures
+from tests.llm.misbehaving import KEY
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
 
 SCRIPT = Path(__file__).with_name("small_study.py")
@@ -229,6 +231,10 @@ def _refused(capsys, out: Path, arguments: list[str]) -> str:
         (["study", "--predictions", "/no/predictions.json"], "/no/predictions.json"),
         (["study", "--tokenizer", "x.json"], "a task brings its own"),
         (["study", "--model", "/no/such/model"], "--model /no/such/model: no such folder"),
+        (["study", "--seeds", "1000000000"], "1000000000 seeds: at most"),
+        (["study", "--data", ""], "--data is empty"),
+        (["study", "--model", ""], "--model is empty"),
+        (["study", "--data", "x" * 300], "File name too long"),
         (["train", "dpo[7]x"], "is no number"),
         (["train", "ppo[0]"], "unknown stage 'ppo[0]'"),
     ],
@@ -285,6 +291,44 @@ def test_a_folder_with_other_things_is_refused(capsys, study, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_a_folder_that_a_kill_left_all_but_empty_is_no_other_study(tmp_path, shared_task_file):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "identity.json.partial").write_text("{")
+    assert command.main([*_arguments(shared_task_file, tmp_path, "fig9"), "--dry-run"]) == 0
+    prepare(Request(out=tmp_path, preset="test", data=str(shared_task_file), figures=("fig9",)))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--key-name", KEY, "is the name of an environment variable"),
+        ("--requests-per-minute", "0", "must be > 0"),
+        ("--price-in", "inf", "must be finite"),
+    ],
+)
+def test_a_bad_runtime_is_refused_and_no_key_is_repeated(capsys, option, value, message):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["study", "--dry-run", option, value])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in " ".join(said.err.split())
+    assert KEY not in "".join((said.out + said.err).split())
+
+
+def test_figures_and_seeds_asked_for_before_stay_measured(tmp_path, shared_task_file):
+    line = _arguments(shared_task_file, tmp_path / "out", "fig9", "--jobs", "1", "--seeds", "2")
+    assert command.main(line) == 0
+    old = json.loads((tmp_path / "out" / "measurements.json").read_text())["measurements"]
+    again = _arguments(shared_task_file, tmp_path / "out", "fig3", "--jobs", "1", "--seeds", "1")
+    assert command.main(again) == 0
+    study = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert (study["figures"], study["seeds"]) == (["fig3", "fig9"], [0, 1])
+    assert {"eval_global_rm[1]", "eval_dpo[0]"} <= set(study["stages"])
+    new = json.loads((tmp_path / "out" / "measurements.json").read_text())["measurements"]
+    assert [row for row in new if row["figure"] == "fig9"] == old
+    assert any(row["figure"] == "fig3" for row in new)
+
+
 def test_a_killed_data_stage_is_made_again(study, tmp_path, monkeypatch):
     task, *_ = study
     out = tmp_path / "out"
@@ -294,8 +338,7 @@ def test_a_killed_data_stage_is_made_again(study, tmp_path, monkeypatch):
 
     monkeypatch.setitem(stages.KINDS, "data", killed)
     line = ["train", "sft", "--preset", "test", "--data", str(task), "--out", str(out)]
-    with pytest.raises(KeyboardInterrupt):
-        command.main([*line, "--jobs", "1"])
+    assert command.main([*line, "--jobs", "1"]) == 130
     monkeypatch.undo()
     assert command.main([*line, "--jobs", "1"]) == 0
 
