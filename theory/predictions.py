@@ -155,15 +155,16 @@ def _judged(
         needs = "at least 2 seeds" if len(measurement.seeds) < 2 else None
         return Verdict(prediction, measurement, "inconclusive", "no interval to judge by", needs)
     outcome, reason = _compare(prediction, low, high, margin)
-    open_one = outcome == "inconclusive" and reason != WITHIN_ROUNDING  # which no seeds resolve
-    needs = _needs(measurement) if open_one else None
+    needs = None
+    if outcome == "inconclusive" and reason != WITHIN_ROUNDING:  # which no seeds resolve
+        needs = _needs(measurement)
     others = measurement.over_prompts
-    if outcome != "inconclusive" and others is not None:
-        again, why = _compare(prediction, *others, margin)
-        if again != outcome:
-            reason = f"over seeds {reason}, over prompts {why}"
-            needs = _more_prompts(prediction, measurement.value, others, margin)
-            return Verdict(prediction, measurement, "inconclusive", reason, needs)
+    again, why = (outcome, "") if others is None else _compare(prediction, *others, margin)
+    if others is not None and again == "inconclusive" and why != WITHIN_ROUNDING:
+        more = _more_prompts(prediction, measurement.value, others, margin)
+        needs = "; and ".join(filter(None, [needs, more])) or None
+    if outcome != "inconclusive" and again != outcome:
+        outcome, reason = "inconclusive", f"over seeds {reason}, over prompts {why}"
     return Verdict(prediction, measurement, outcome, reason, needs)
 
 

@@ -178,3 +178,13 @@ def test_a_verdict_holds_for_other_prompts_too(relation, over_prompts, outcome, 
     if outcome == "inconclusive":
         assert found.reason.startswith("over seeds the interval")
         assert ", over prompts the interval" in found.reason
+
+
+def test_what_would_decide_names_seeds_and_prompts_where_both_leave_it_open():
+    open_one = _at(-0.1, 0.3, seeds_to_decide=9, prompts_to_decide=40)
+    assert judge(GREATER, open_one).needs.startswith("about 9 seeds or about 40 prompts a seed")
+    both = judge(GREATER, replace(open_one, over_prompts=(-0.1, 0.3)))
+    assert both.needs.startswith("about 9 seeds or about 40 prompts a seed")
+    assert "; and about 4.0 times the prompts" in both.needs
+    one = judge(GREATER, replace(open_one, over_prompts=(0.05, 0.15)))
+    assert one.needs == judge(GREATER, open_one).needs
