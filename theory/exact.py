@@ -131,7 +131,7 @@ class Likelihood:
     branch: str
     size: str
     seed: int | None
-    pairs: int
+    pairs: int  # of two completions of the task
     prompts: int
     prompts_with_maximiser: int  # whose comparison graph has a finite maximiser over all rewards
     least_loss: float  # infimum over all rewards of the mean training loss, nats a pair

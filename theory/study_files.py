@@ -138,7 +138,11 @@ def _read_leaves(path: Path, task: Task) -> Float[np.ndarray, "P L"]:
 
 
 def read_pairs(folder: Path, task: Task) -> PairData:
-    """The preference pairs (chosen, rejected) that a branch trains on. Raises InputError."""
+    """The preference pairs (chosen, rejected) that a branch trains on. Raises InputError.
+
+    Pairs of a policy's own samples may hold words of the task that are no completion of it (it ends
+    too early, say): such pairs are no point of the tree and are left out.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -148,12 +152,15 @@ def read_pairs(folder: Path, task: Task) -> PairData:
         " ".join(word for word in tree.leaf_tokens(int(leaf)) if word != tree.eos): int(leaf)
         for leaf in tree.leaves
     }
+    known = {word for words in (*task.prompt_tokens, tree.tokens) for word in words}
+
+    def leaf(text: str) -> int | None:
+        return leaves.get(text) if known.issuperset(text.split()) else leaves[text]
+
     try:
         rows = pq.read_table(path, columns=["prompt", "completions"]).to_pylist()
-        made = [
-            (prompts[row["prompt"]], *(leaves[words] for words in row["completions"]), 1.0)
-            for row in rows
-        ]
+        ends = [(prompts[row["prompt"]], *map(leaf, row["completions"])) for row in rows]
+        made = [(*each, 1.0) for each in ends if None not in each]
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     except KeyError as error:

@@ -287,6 +287,14 @@ def test_pairs_that_are_not_the_tasks_are_refused(tmp_path: Path):
         likelihoods(study)
 
 
+def test_pairs_with_a_sample_that_is_no_completion_are_left_out(tmp_path: Path):
+    """A policy's own sample may end too early, and loses (Figs. 6 and 8): no point of the tree."""
+    body = BODIES["bits"]()
+    pairs = [("0", "0 0", "0 1"), ("0", "0 1", "0"), ("1", "1 1", "")]
+    study = read_study(write(tmp_path, body, isomorphic(body), pairs))
+    assert {(row.pairs, row.prompts) for row in likelihoods(study)} == {(1, 1)}
+
+
 def test_a_shared_policy_is_found_at_every_seed(tmp_path: Path):
     body = BODIES["bits"]()
     study = read_study(write(tmp_path, body, isomorphic(body)))
