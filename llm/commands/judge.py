@@ -97,4 +97,21 @@ def _read(path: Path) -> list[dict]:
     missing = [name for name in names if not rows or name not in rows[0]]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}" if rows else f"{path}: no rows")
-    return [{**{n: row[n] for n in names}, "sample_index": row.get("sample_index")} for row in rows]
+    rows = [{**{n: row[n] for n in names}, "sample_index": row.get("sample_index")} for row in rows]
+    _check(path, rows)
+    return rows
+
+
+def _check(path: Path, rows: list[dict]) -> None:
+    """Raise InputError for what is no text, and for a sample that stands there twice."""
+    from llm.errors import InputError
+
+    seen = set()
+    for row in rows:
+        key = (row["prompt_id"], row["sample_index"] or 0)
+        wrong = [n for n in ("prompt", "sample", "reference") if not isinstance(row[n], str)]
+        if wrong:
+            raise InputError(f"{path}: {wrong[0]} of prompt {key[0]!r} is no text")
+        if key in seen:
+            raise InputError(f"{path}: sample {key[1]} of prompt {key[0]!r} stands there twice")
+        seen.add(key)

@@ -53,6 +53,7 @@ class Sample:
         from llm.config import EvalConfig
         from llm.errors import InputError
         from llm.evaluate import SAMPLES, draw, sample_rows, task_of
+        from llm.records import check_writable
         from llm.stage import Stage
         from llm.work import Work
 
@@ -60,9 +61,14 @@ class Sample:
         _needs(self.model, "config.json", "model.safetensors")
         if (self.out / "samples.parquet").exists():
             raise InputError(f"{self.out} holds samples.parquet: choose another --out")
+        check_writable(self.out)
+        if self.seed < 0 or (self.prompts is not None and self.prompts < 1):
+            raise InputError("--seed must be 0 or more, --prompts a positive number")
         if self.k < 1 or self.max_tokens < 1 or not 0 <= self.temperature < float("inf"):
             raise InputError("--k, --max-tokens and --temperature must be positive numbers")
         examples = tables.read_examples(self.data / f"{self.part}.parquet")[: self.prompts]
+        longest = max((len(example.prompt_ids) for example in examples), default=0)
+        _fits(self.model, self.data, longest + self.max_tokens)
         settings = {
             "evaluation": asdict(EvalConfig()),
             "sampling": {"sampler": self.sampler, "precision": self.precision},
@@ -79,6 +85,21 @@ class Sample:
         partial.replace(self.out / "samples.parquet")
         print(f"{len(rows)} samples of {len(examples)} prompts in {self.out / 'samples.parquet'}")
         return 0
+
+
+def _fits(model: Path, data: Path, longest: int) -> None:
+    """Raise InputError where the model has too few words or positions for the data."""
+    from llm.errors import InputError
+    from llm.records import read_json
+
+    shape, words = read_json(model / "config.json"), read_json(data / "vocabulary.json")["size"]
+    if words > shape.get("vocab_size", words):
+        raise InputError(f"{data} has {words} words, {model} only {shape['vocab_size']}")
+    if longest > shape.get("max_position_embeddings", longest):
+        raise InputError(
+            f"prompt and completion take up to {longest} tokens (--max-tokens), {model} has "
+            f"{shape['max_position_embeddings']} positions"
+        )
 
 
 def _needs(folder: Path, *names: str) -> None:

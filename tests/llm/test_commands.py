@@ -49,12 +49,27 @@ def test_samples_are_written_and_follow_from_the_seed(stages, tmp_path, capsys):
         (["--data", "/no/such/data"], "/no/such/data: holds no test.parquet"),
         (["--k", "0"], "must be positive"),
         (["--temperature", "nan"], "must be positive"),
+        (["--prompts", "-1"], "--prompts a positive number"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--max-tokens", "100000"], "(--max-tokens)"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(stages, tmp_path, capsys, more, message):
     assert command.main(_sample(stages, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_fewer_words_and_a_file_in_the_way_are_refused(stages, tmp_path, capsys):
+    policy, data = stages
+    less = random_policy(tmp_path / "less", {"size": 3, "eos": 0, "pad": 1})
+    assert (
+        command.main(["sample", str(less), "--data", str(data), "--out", str(tmp_path / "o")]) == 2
+    )
+    assert "words, " in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command.main(_sample((policy, data), tmp_path / "file")) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def _file(path: Path, *samples: str) -> Path:
@@ -101,3 +116,24 @@ def test_what_cannot_be_judged_is_refused(tmp_path, capsys, monkeypatch):
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [*rows, rows[0]], "stands there twice"),
+        (
+            lambda rows: [{**row, "sample": None} for row in rows],
+            "sample of prompt 'p0' is no text",
+        ),
+        (lambda rows: [{**row, "reference": 3} for row in rows], "reference of prompt 'p0' is no"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_refused_before_anybody_is_asked(
+    tmp_path, capsys, change, message
+):
+    rows = [{"prompt_id": "p0", "prompt": "x", "sample": "a", "reference": "b"}]
+    tables.write_rows(tmp_path / "rows.parquet", change(rows))
+    line = ["judge", str(tmp_path / "rows.parquet"), "--model", "m", "--out", str(tmp_path / "out")]
+    assert command.main([*line, "--base-url", "http://127.0.0.1:9/v1"]) == 2
+    assert message in capsys.readouterr().err
