@@ -19,6 +19,7 @@ SAVED_BYTES = 4  # a parameter kept: fp32
 CHECKPOINT_BYTES = 24  # a parameter: weights and moments, twice (the new one before the old goes)
 ACTIVATION_BYTES = 34  # a token, layer and hidden unit (Korthikanti et al. 2022, without scores)
 HIDDEN_BYTES = 16  # the same without a backward pass, one layer at a time
+KEYS_VALUES = {True: 6, False: 8}  # bytes a token, layer, hidden unit; bf16: rotary's keys are fp32
 LOGIT_BYTES = 8  # a completion token and vocabulary entry: fp32 logits and their gradient
 SHARDED_FROM = 2e9  # parameters: more are sharded over the GPUs (FSDP), fewer are copied (DDP)
 SAMPLE_BYTES = 2000  # of a stored sample: prompt, text and ids, compressed
@@ -107,18 +108,32 @@ def train_memory(
 ) -> float:
     """Peak GiB a GPU. rows, tokens, completion: of one micro-batch on one GPU."""
     sharded = gpus if shape.parameters > SHARDED_FROM else 1
-    weights = (TRAIN_BYTES / sharded + (HALF_BYTES if half else 0)) * shape.parameters
+    gathered = SAVED_BYTES if sharded > 1 else 0  # of a step, all layers' weights at once
+    each = TRAIN_BYTES / sharded + gathered + (HALF_BYTES if half else 0)
+    weights = each * shape.parameters
     layers = shape.layers * shape.hidden * ACTIVATION_BYTES * (1 if half else 2)
     active = rows * (tokens * layers + completion * shape.vocabulary * LOGIT_BYTES)
     return (weights + active) / GIB
 
 
 def score_memory(
-    shape: Shape, rows: int, tokens: float, completion: float, *, half: bool, models: int = 1
+    shape: Shape,
+    rows: int,
+    tokens: float,
+    completion: float,
+    *,
+    each: int,
+    half: bool,
 ) -> float:
-    """Peak GiB a GPU of forwards alone; `models` of them at a time."""
-    weights = models * (SAVED_BYTES + (HALF_BYTES if half else 0)) * shape.parameters
+    """Peak GiB a GPU of one model's forwards alone.
+
+    each: completions of a prompt, all of them `completion` tokens long together; each one keeps
+    keys and values of the whole prompt.
+    """
+    weights = (SAVED_BYTES + (HALF_BYTES if half else 0)) * shape.parameters
     active = tokens * shape.hidden * HIDDEN_BYTES + completion * shape.vocabulary * LOGIT_BYTES
+    kept = each * (tokens - completion) + completion
+    active += kept * shape.layers * shape.hidden * KEYS_VALUES[half]
     return (weights + rows * active) / GIB
 
 
@@ -135,7 +150,8 @@ ASSUMPTIONS = (
     "training: 6 operations a parameter and token; scoring: 2; a pair's prompt is read once",
     "sampling: a prompt is read once, then each step reads all weights and the caches (16 bits)",
     f"memory of training: {TRAIN_BYTES} bytes a parameter (+ {HALF_BYTES} under bf16), divided by "
-    f"the GPUs above {SHARDED_FROM / 1e9:.0f} billion parameters; {ACTIVATION_BYTES} bytes a "
-    "token, layer and hidden unit",
+    f"the GPUs above {SHARDED_FROM / 1e9:.0f} billion parameters, where {SAVED_BYTES} more hold a "
+    f"step's weights; {ACTIVATION_BYTES} bytes a token, layer and hidden unit",
+    "memory of scoring: weights, and keys and values of the whole prompt for each completion",
     f"disk: {SAVED_BYTES} bytes a parameter kept, {CHECKPOINT_BYTES} while it is trained",
 )

@@ -150,7 +150,7 @@ def _score_pairs(stage: Stage, c: Context) -> Cost:
         return Cost(rows, disk=disk, hours=None, memory=None)
     hours = costs.score_hours(shape, rows, tokens, c.machine)
     half, batch = stage.settings["precision"] == "bf16", int(stage.settings["batch"])
-    memory = costs.score_memory(shape, batch, tokens, 2 * lengths.completion, half=half)
+    memory = costs.score_memory(shape, batch, tokens, 2 * lengths.completion, each=2, half=half)
     return Cost(rows, hours=hours, memory=memory, disk=disk)
 
 
@@ -165,12 +165,17 @@ def _best_of_n(stage: Stage, c: Context) -> Cost:
     tokens, half = lengths.prompt + pool * lengths.generated, _half(stage)
     hours = models * costs.score_hours(scorer, counts.test, tokens, c.machine)
     drawn = pool * lengths.generated
-    memory = costs.score_memory(scorer, 1, tokens, drawn, half=half, models=models)
+    rows = max(1, int(stage.settings["batch"]) // pool)
+    memory = costs.score_memory(scorer, rows, tokens, drawn, each=pool, half=half)  # one at a time
     return Cost(counts.test, hours=hours, memory=memory, disk=disk)
 
 
 def _half(stage: Stage) -> bool:
     return stage.settings["precision"] == "bf16"
+
+
+def _half_sampled(stage: Stage) -> bool:
+    return stage.settings["sampling"]["precision"] == "bf16"
 
 
 # --- sampling ------------------------------------------------------------------------------------
@@ -203,9 +208,11 @@ def _sample(stage: Stage, c: Context) -> Cost:
         parallel = c.runtime.tensor_parallel
         memory = costs.sample_memory(shape, lengths, c.machine, parallel=parallel)
         if stage.kind == "online_pairs":  # and the reward model scores every sample
-            hours += costs.score_hours(
-                shape, prompts, lengths.prompt + each * lengths.generated, c.machine
-            )
+            tokens, drawn = lengths.prompt + each * lengths.generated, each * lengths.generated
+            hours += costs.score_hours(shape, prompts, tokens, c.machine)
+            rows, half = max(1, int(stage.settings["batch"]) // each), _half_sampled(stage)
+            scored = costs.score_memory(shape, rows, tokens, drawn, each=each, half=half)
+            memory = max(memory, scored)
         cost = replace(cost, hours=hours, memory=memory)
     if stage.settings.get("how") == "narrow" and c.config.kind == "text":
         cost = _asked(cost, c, lengths, comparisons=prompts)

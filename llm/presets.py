@@ -137,6 +137,7 @@ def _pythia(name: str, sizes: tuple[str, ...], kind: DataKind) -> StudyConfig:
         _dpo(128, fixed_rate=3e-7, accumulation=32),
         branches=own,
         wide=("fig3", "fig4", "fig9", "fig10"),
+        evaluation=EvalConfig(score_batch=16),  # 6.9B: 64 pairs' keys and values take 60 GiB
         judge=JudgeConfig(model="gpt-4o"),
         sampler="vllm",
         precision="bf16",

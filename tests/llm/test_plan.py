@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from llm import __main__ as command
 from llm import checks, costs, tables
-from llm.config import ModelConfig
+from llm.config import FIGURES, ModelConfig
 from llm.costs import GIB, Lengths, Machine
 from llm.data.config import DataConfig
 from llm.errors import InputError
 from llm.models import new_policy, save_policy
 from llm.plan import StagePlan, StudyPlan
+from llm.presets import preset
 from llm.records import write_json
 from llm.request import Request, configure, default_seeds
 from llm.runtime import Runtime
@@ -99,8 +100,26 @@ def test_memory_by_hand():
     assert found * GIB == pytest.approx(18 * n + 3 * (20 * 2 * 64 * 34 + 5 * 100 * 8))
     large = PYTHIA["6.9b"]
     one, eight = (costs.train_memory(large, 0, 0, 0, gpus=g, half=False) for g in (1, 8))
-    assert one == pytest.approx(8 * eight)
     assert one * GIB == 16 * large.parameters
+    assert eight * GIB == pytest.approx((16 / 8 + 4) * large.parameters)  # + a step's whole weights
+    found = costs.score_memory(SMALL, 3, 20, 8, each=4, half=True)  # 12 of prompt, 4 completions
+    kept = (4 * 12 + 8) * 2 * 64 * 6
+    assert found * GIB == pytest.approx(6 * n + 3 * (20 * 64 * 16 + 8 * 100 * 8 + kept))
+
+
+def test_every_stage_of_the_paper_fits_one_gpu_of_eight():
+    """Scoring 25 samples a prompt too: a batch counts completions there."""
+    runtime = Runtime(gpus=8, data_parallel=8)
+    plan = _plan(preset="paper", figures=FIGURES, runtime=runtime)
+    assert not plan.warnings
+    shape, lengths = PYTHIA["6.9b"], Lengths(prompt=512, completion=53)
+    tokens, drawn = lengths.prompt + 2 * lengths.completion, 2 * lengths.completion
+
+    def taken(rows):
+        return costs.score_memory(shape, rows, tokens, drawn, each=2, half=True)
+
+    assert taken(64) > 80
+    assert taken(preset("paper", "text").evaluation.score_batch) < 72
 
 
 @given(st.integers(1, 10**6), st.integers(1, 30), st.sampled_from(sorted(PYTHIA)))
