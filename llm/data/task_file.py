@@ -14,6 +14,7 @@ from llm.data.task import Task
 from llm.errors import InputError
 
 END, PAD = "<|endoftext|>", "<|padding|>"  # what the task's tokenizer calls EOS and padding
+NO_NAMES = ("file", "allow_pickle")  # of prompts, whose rows leaf_logprobs.npz holds by name
 MAX_BITS = 20
 MAX_LEAVES = 2**MAX_BITS  # a prompt; every one is named in the file
 MAX_HORIZON = 1000
@@ -162,6 +163,8 @@ def _weights(prompts: Any, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     for name, weight in prompts.items():
         if not _is_number(weight) or not (math.isfinite(weight) and weight > 0):
             raise InputError(f"{path}: prompts[{name!r}] = {weight!r} must be a number > 0")
+        if name in NO_NAMES:
+            raise InputError(f"{path}: {name!r} cannot name a prompt: numpy's savez keeps the word")
     weights = np.array(list(prompts.values()), dtype=np.float64)
     if abs(weights.sum() - 1) > 1e-9:
         raise InputError(f"{path}: the prompts' weights sum to {weights.sum()!r}, not to 1")

@@ -366,6 +366,15 @@ def test_a_task_is_known_by_its_content(small_task_file: Path, small_task: dict)
         open_tokenizer(small_task_file, "some/tokenizer")
 
 
+def test_a_prompt_whose_row_could_not_be_written_is_refused(small_task_file: Path) -> None:
+    body = json.loads(small_task_file.read_text())
+    for key in ("prompts", "prompt_tokens", "reward", "reference"):
+        body[key] = {"file" if name == "p0" else name: v for name, v in body[key].items()}
+    small_task_file.write_text(json.dumps(body))
+    with pytest.raises(InputError, match="'file' cannot name a prompt"):
+        read_task(small_task_file)
+
+
 def test_a_foreign_tokenizer_is_refused(small_task_file: Path, small_tokenizer: Any) -> None:
     with pytest.raises(InputError, match="not this task's own"):
         load(small_task_file, tokenizer=small_tokenizer, limits=SIZES, seed=0)
