@@ -72,7 +72,11 @@ def _run(work: Work) -> Result:
 
 def _hint(work: Work) -> str:
     if work.stage.kind not in TRAINING:
-        return "the GPU's memory does not suffice: set a smaller batch in the evaluation's settings"
+        scored = work.batch if "batch" in work.settings else 1
+        return (
+            f"the GPU's memory does not suffice for {scored} rows at a time: go on with "
+            f"--micro-batch {max(1, scored // 2)} (only rounding changes)"
+        )
     rows = work.runtime.micro_batch or max(
         1, work.train_config.batch_size // work.train_config.accumulation
     )
@@ -98,11 +102,12 @@ def _run_in_several(work: Work, count: int) -> Result:
     command += [f"--nproc-per-node={count}", "-m", "llm.launch", str(folder / STAGE)]
     environment = {**os.environ, PARENT: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", "1")
+    code = [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, code))
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
             command,
             env=environment,
-            cwd=Path(__file__).resolve().parents[1],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Protocol
 
 from llm.execute import Plan, gpus_of, note_failure, run_stage
 from llm.stage import Stage
 
 POLL = 0.2  # seconds between looks at parents and stages
+START = 30.0  # seconds that a new process may take before it says who it is
 OVERLAP = 4  # stages without a GPU (the judge's) that run beside those with one
 DIED = "its worker died (killed, or out of memory?)"
 Place = tuple[str, ...]  # the GPUs of a worker; or ("core 0",), ("no GPU 0",)
@@ -85,6 +94,7 @@ class Workers:
         self.plan, self.gpus, self.task = plan, gpus, task
         self.jobs = jobs or (len(gpus) if gpus else max(1, os.cpu_count() or 1))
         self.workers: dict[Place, ProcessPoolExecutor] = {}
+        self.pids: dict[Place, Future[int]] = {}
         self.busy: dict[Future[str | None], tuple[Stage, Place]] = {}
 
     def room(self, stage: Stage) -> bool:
@@ -114,6 +124,7 @@ class Workers:
             self.workers.pop(other).shutdown()  # idle, but it holds memory of a GPU
         if place not in self.workers:
             self.workers[place] = self._worker(place)
+            self.pids[place] = self.workers[place].submit(os.getpid)
         self.busy[self.workers[place].submit(self.task, self.plan, stage)] = (stage, place)
 
     def _worker(self, place: Place) -> ProcessPoolExecutor:
@@ -142,8 +153,15 @@ class Workers:
 
     def close(self) -> None:
         """Ends the workers, at once if stages still run (an error or Ctrl-C here)."""
+        for _, place in self.busy.values():
+            self._kill(place)  # else Python itself would wait for the stage, before it exits
         for worker in self.workers.values():
             worker.shutdown(wait=not self.busy, cancel_futures=True)
+
+    def _kill(self, place: Place) -> None:
+        """What a worker has started sees that it is gone, and ends as well."""
+        with suppress(BrokenProcessPool, ProcessLookupError, CancelledError, TimeoutError):
+            os.kill(self.pids[place].result(START), signal.SIGKILL)
 
 
 def _first(names: object) -> Place | None:

@@ -217,6 +217,20 @@ def test_memory_that_does_not_suffice_is_told_with_what_helps(tmp_path, monkeypa
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_scoring_stage_follows_the_advice_it_gives(tmp_path, monkeypatch):
+    def fail(work):
+        raise torch.OutOfMemoryError(f"{work.batch} rows")
+
+    monkeypatch.setitem(sys.modules["llm.launch"].KINDS, "reference", fail)
+    work = _work(tmp_path, gpus=1, kind="reference")
+    work = replace(work, stage=replace(work.stage, settings={"batch": 16, "precision": "fp32"}))
+    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-batch 8 .*\(16 rows\)"):
+        run_stage(work)
+    advised = replace(work, runtime=replace(work.runtime, micro_batch=8))
+    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-batch 4 .*\(8 rows\)"):
+        run_stage(advised)
+
+
 def test_a_stage_that_does_not_train_is_refused_under_torchrun(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="is no training stage"):
@@ -227,3 +241,21 @@ def test_processes_that_leave_nothing_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ProcessError, match="ended without a result"):
         run_stage(_work(tmp_path, gpus=2))
+
+
+def test_relative_paths_mean_to_the_processes_what_they_mean_here(tmp_path, monkeypatch):
+    """--model FOLDER is opened in each of them; the package is found wherever they are started."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\npwd -P > {tmp_path}/place\necho "$PYTHONPATH" >> {tmp_path}/place\n'
+    )
+    python.chmod(0o755)
+    work = _work(tmp_path / "study", gpus=2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ProcessError, match="ended without a result"):
+        run_stage(work)
+    place, path = (tmp_path / "place").read_text().splitlines()
+    assert place == str((tmp_path / "here").resolve())
+    assert (Path(path.split(os.pathsep)[0]) / "llm" / "launch.py").is_file()

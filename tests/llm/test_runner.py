@@ -66,6 +66,24 @@ def test_a_worker_that_dies_fails_its_own_stage_and_what_rests_on_it(tmp_path):
     assert (Store(tmp_path).partial(made.keys["dies"]) / ERROR).read_text() == DIED
 
 
+def test_an_interrupt_ends_the_stages_that_run(tmp_path):
+    """Not after them: one may take hours."""
+    made = plan(tmp_path, stage("long", wait=60.0))
+    workers = Workers(made, jobs=1, gpus=(), task=task)
+
+    class Impatient(_Silent):
+        def look(self) -> None:
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _schedule(made.stages, workers, Impatient())  # type: ignore[arg-type]
+    (worker,) = workers.workers.values()
+    workers.close()
+    worker.shutdown(wait=True)  # as Python does when it exits
+    assert time.monotonic() - began < 40
+
+
 def test_a_failed_stage_says_why_and_stops_only_what_rests_on_it(tmp_path):
     made = plan(tmp_path, stage("a", do="fail"), stage("b", "a"), stage("c", "b"), stage("d"))
     assert _run(made) == {"a": "ValueError: no", "b": BLOCKED, "c": BLOCKED}
