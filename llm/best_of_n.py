@@ -121,7 +121,7 @@ def _of_pools(
     eos = work.vocabulary["eos"]
     asked = [(prompts[name], [_closed(row, eos) for row in rows]) for name, rows in pools.items()]
     size = len(next(iter(pools.values())))
-    scores = _scores(work, asked, batch_size=max(1, work.settings["batch"] // size))
+    scores = _scores(work, asked, batch_size=max(1, work.batch // size))
     return {
         column: [best_of_each(s, v) for s, v in zip(scores, of_pools, strict=True)]
         for column, of_pools in values.items()

@@ -289,7 +289,7 @@ def _score_pairs(work: Work, measure: Any, model: Any) -> np.ndarray:
     """(pairs,) score of chosen less score of rejected."""
     examples = work.examples("validation_pairs")
     rows = [(e.prompt_ids, e.completion_ids) for e in examples]
-    values = scored(work, measure, model, rows, batch_size=work.settings["batch"])
+    values = scored(work, measure, model, rows, batch_size=work.batch)
     pairs = np.asarray(values, dtype=np.float64)
     return pairs[:, 0] - pairs[:, 1]
 

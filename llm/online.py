@@ -159,7 +159,7 @@ def _scoring(work: Work, start: float, each: int) -> dict[str, Any]:
     """
     return {
         "pad": work.vocabulary["pad"],
-        "batch_size": max(1, work.settings["batch"] // each),
+        "batch_size": max(1, work.batch // each),
         "device": _device(),
         "precision": work.settings["sampling"]["precision"],
         "report": lambda fraction: work.report(start + 0.15 * fraction),

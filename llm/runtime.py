@@ -25,7 +25,7 @@ class Runtime:
     price_in: float = 2.5
     price_out: float = 10.0
     gpus: int = 1  # a training stage; more than one runs it under torchrun
-    micro_batch: int | None = None  # rows a forward pass of training; None: the preset's
+    micro_batch: int | None = None  # rows a forward pass at most; None: the preset's
     tensor_parallel: int = 1  # vLLM
     data_parallel: int = 1  # vLLM
     vllm_python: str | None = None  # another environment's python that has vLLM; None: this one

@@ -175,7 +175,7 @@ def make_reference(work: Work) -> Result:
             partial(completion_logps, model),
             rows,
             pad=work.vocabulary["pad"],
-            batch_size=work.settings["batch"],
+            batch_size=work.batch,
             device=device(),
             precision=_precision(work),
             report=work.report,
