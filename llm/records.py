@@ -65,6 +65,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object (keys and values) of a study. Raises InputError naming the file."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: not an object of keys and values, so no study of this version")
+    return found
+
+
 def is_record(path: Path) -> bool:
     """Whether a whole record stands there: a copy or a power cut may leave half of one."""
     try:
@@ -157,7 +165,7 @@ def check_folder(root: Path, identity: dict[str, Any]) -> None:
         raise InputError(f"{root} is a file, not a folder: choose another --out")
     check_writable(root)
     if path.exists():
-        before = read_json(path)
+        before = read_object(path)
         differing = _differences(before, json.loads(json.dumps(identity)))
         if differing:
             raise InputError(

@@ -13,7 +13,7 @@ from llm.data.task_file import read_task
 from llm.errors import InputError
 from llm.judge.serve import folder_name, folder_of
 from llm.presets import PYTHIA, preset
-from llm.records import IDENTITY, digest, file_digest, read_json
+from llm.records import IDENTITY, digest, file_digest, read_object
 from llm.runtime import Runtime
 
 SHIPPED = Path(__file__).parent / "data" / "shipped"
@@ -118,7 +118,7 @@ def _pinned(root: Path) -> dict[str, str]:
     """{hub name: revision} of the study begun in a folder; the hub may have moved since."""
     if not (root / IDENTITY).is_file():
         return {}
-    found = read_json(root / IDENTITY).get("config", {}).get("models", {}).values()
+    found = read_object(root / IDENTITY).get("config", {}).get("models", {}).values()
     return {m["pretrained"]: m["revision"] for m in found if m["pretrained"] and m["revision"]}
 
 

@@ -10,7 +10,17 @@ from typing import Any, Literal
 from llm.errors import InputError
 from llm.execute import Plan
 from llm.pulse import read_pulse
-from llm.records import ERROR, GRAPH, IDENTITY, RECORD, Store, is_record, read_json, write_json
+from llm.records import (
+    ERROR,
+    GRAPH,
+    IDENTITY,
+    RECORD,
+    Store,
+    is_record,
+    read_json,
+    read_object,
+    write_json,
+)
 from llm.stage import Stage
 
 Word = Literal["done", "running", "failed", "died", "waiting"]
@@ -36,7 +46,7 @@ class StageState:
 def save_graph(plan: Plan) -> None:
     """Write down what was asked for, beside what earlier runs in this folder asked for."""
     path = plan.root / GRAPH
-    stages: dict[str, Any] = read_json(path) if path.exists() else {}
+    stages: dict[str, Any] = read_object(path) if path.exists() else {}
     for stage in plan.stages:
         inputs = [stage_id for _, stage_id in stage.inputs]
         stages[stage.id] = {"directory": plan.keys[stage.id].directory, "inputs": inputs}
@@ -47,7 +57,7 @@ def states(root: Path) -> list[StageState]:
     """Every stage that was asked for, in the order of the graph. Raises InputError."""
     if not (root / IDENTITY).is_file():
         raise InputError(f"{root}: holds no study (no {IDENTITY})")
-    graph = read_json(root / GRAPH) if (root / GRAPH).exists() else {}
+    graph = read_object(root / GRAPH) if (root / GRAPH).exists() else {}
     done = {
         stage_id
         for stage_id, entry in graph.items()

@@ -40,6 +40,7 @@ from llm.records import (
     file_digest,
     locked,
     read_json,
+    read_object,
     write_json,
 )
 from llm.request import (
@@ -111,7 +112,7 @@ def _asked_before(
     path = root / STUDY
     if not path.is_file():
         return figures, range(seeds)
-    before = read_json(path)
+    before = read_object(path)
     try:
         every = check_figures((*before["figures"], *figures))
         return every, range(max(seeds, *(int(seed) + 1 for seed in before["seeds"])))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -289,6 +290,18 @@ def test_a_folder_with_other_things_is_refused(capsys, study, tmp_path):
     assert command.main(_arguments(task, tmp_path)) == 2
     assert "holds no study" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["identity.json", "graph.json", "study.json"])
+def test_a_file_that_is_no_study_is_told_in_a_line(name, study, tmp_path, capsys):
+    task, out, _ = study
+    shutil.copytree(out, tmp_path / "copy", ignore=shutil.ignore_patterns("stages", "tracker"))
+    (tmp_path / "copy" / name).write_text("[]")
+    line = _arguments(task, tmp_path / "copy", "--dry-run")
+    if name == "graph.json":
+        line = ["status", str(tmp_path / "copy")]
+    assert command.main(line) == 2
+    assert f"{name}: not an object" in capsys.readouterr().err
 
 
 def test_a_folder_that_a_kill_left_all_but_empty_is_no_other_study(tmp_path, shared_task_file):
