@@ -170,7 +170,9 @@ def train(
     if is_main():
         _drop_broken_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    newest = get_last_checkpoint(str(folder))
+    _check_layout(newest, shard)
+    trainer.train(resume_from_checkpoint=newest)
     return [_history(entry) for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -281,6 +283,17 @@ def _drop_broken_checkpoints(folder: Path) -> None:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
+
+
+def _check_layout(checkpoint: str | None, shard: bool) -> None:
+    """Raise InputError for a checkpoint split over GPUs where this run is not, or the reverse."""
+    if checkpoint is None or shard == any(Path(checkpoint).glob("pytorch_model_fsdp*")):
+        return
+    then, now = ("whole", "split over GPUs") if shard else ("split over GPUs", "whole")
+    raise InputError(
+        f"{checkpoint} holds a model {then}, and this run trains it {now}: go on with the "
+        "--gpus of before, or remove the folder to begin the stage again"
+    )
 
 
 def _history(entry: dict[str, Any]) -> dict[str, float]:

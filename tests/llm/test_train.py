@@ -13,7 +13,7 @@ from llm.models import RewardModel, new_policy, weights_digest
 from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
 from llm.order import LengthSampler
 from llm.stages import sft_row
-from llm.train import check_tracker, score, train
+from llm.train import _check_layout, check_tracker, score, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=32)
@@ -275,3 +275,16 @@ def test_sft_may_learn_the_prompt_too():
         logps = model(input_ids=whole).logits[0, :-1].log_softmax(-1)
         each = -logps.gather(1, whole[0, 1:, None])[:, 0]
         assert loss == pytest.approx(float(each[-counted:].mean().detach()), abs=1e-5)
+
+
+def test_a_checkpoint_of_another_number_of_gpus_is_refused_with_what_helps(tmp_path):
+    """Split over GPUs (FSDP) or whole: another layout."""
+    split = tmp_path / "checkpoint-3"
+    (split / "pytorch_model_fsdp_0").mkdir(parents=True)
+    whole = tmp_path / "checkpoint-4"
+    whole.mkdir()
+    for checkpoint, shard in ((split, False), (whole, True)):
+        with pytest.raises(InputError, match="--gpus of before, or remove the folder"):
+            _check_layout(str(checkpoint), shard)
+    for checkpoint, shard in ((str(split), True), (str(whole), False), (None, True)):
+        _check_layout(checkpoint, shard)
