@@ -48,8 +48,13 @@ class FigureSection:
 
 
 def figure_pictures(study: Study | None, verdicts: Sequence[Verdict]) -> tuple[Picture, ...]:
-    """Every figure of the paper that the records can fill, in the paper's order."""
-    found = [_picture(figure, study, verdicts) for figure in FIGURES]
+    """Every figure asked for or predicted that the records can fill, in the paper's order.
+
+    Figures share arms: what one left behind would half fill another that nobody asked for.
+    """
+    wanted = {verdict.prediction.figure for verdict in verdicts}
+    wanted |= set(() if study is None else study.figures)
+    found = [_picture(figure, study, verdicts) for figure in FIGURES if figure in wanted]
     return tuple(picture for picture in found if picture is not None)
 
 

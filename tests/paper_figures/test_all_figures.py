@@ -61,6 +61,12 @@ def test_every_figure_is_drawn_in_the_papers_order(study: Study) -> None:
                for section in sections)  # fmt: skip
 
 
+def test_a_figure_that_nobody_asked_for_is_not_half_drawn(study: Study) -> None:
+    """Fig. 7's plain arm is one of Fig. 3's."""
+    only = replace(study, figures=("fig3",))
+    assert [picture.name for picture in figure_pictures(only, ())] == ["fig3"]
+
+
 def test_arms_are_read_on_the_branch_of_their_figure(study: Study) -> None:
     levels_of = {
         figure: {level.name: level.mean for level in levels(study, metric, ARMS[figure], figure)}
