@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,40 +20,27 @@ def print_plan(plan: StudyPlan) -> None:
     """The graph with each stage's cost, the sums, and what they rest on."""
     console = Console()
     console.print(_table(plan))
-    totals = plan.totals
-    console.print(f"to run: {totals.stages} stages", highlight=False, soft_wrap=True)
-    machine = plan.machine
-    console.print(
+    for line in _sums(plan):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _sums(plan: StudyPlan) -> Iterator[str]:
+    totals, machine = plan.totals, plan.machine
+    yield f"to run: {totals.stages} stages"
+    yield (
         f"GPU hours: {_number(totals.gpu_hours)} (a GPU of {machine['peak_tflops']:g} TFLOP/s, "
         f"used to {machine['utilisation']:.0%}; {machine['bandwidth']:g} TB/s, used to "
-        f"{machine['bandwidth_use']:.0%})",
-        highlight=False,
-        soft_wrap=True,
+        f"{machine['bandwidth_use']:.0%})"
     )
-    console.print(
-        f"memory: up to {_number(totals.peak_gib)} GiB a GPU", highlight=False, soft_wrap=True
-    )
-    console.print(
+    yield f"memory: up to {_number(totals.peak_gib)} GiB a GPU"
+    yield (
         f"disk: {_number(totals.disk_gib)} GiB kept, and up to {_number(totals.checkpoint_gib)} "
-        "GiB of checkpoints for each stage that trains at the time",
-        highlight=False,
-        soft_wrap=True,
+        "GiB of checkpoints for each stage that trains at the time"
     )
-    console.print(
-        f"judge: {totals.questions:,} questions at most, {totals.dollars:,.0f} dollars",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for line in plan.assumptions:
-        console.print(f"  assumed: {escape(line)}", highlight=False, soft_wrap=True)
-    for line in plan.unresolved:
-        console.print(
-            f"  unresolved: {escape(line)} (only the hub could tell)",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for line in plan.warnings:
-        console.print(f"  warning: {escape(line)}", highlight=False, soft_wrap=True)
+    yield f"judge: {totals.questions:,} questions at most, {totals.dollars:,.0f} dollars"
+    yield from (f"  assumed: {line}" for line in plan.assumptions)
+    yield from (f"  unresolved: {name} (only the hub could tell)" for name in plan.unresolved)
+    yield from (f"  warning: {line}" for line in plan.warnings)
 
 
 def _table(plan: StudyPlan) -> Table:
