@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from llm import tables
 from llm.config import EvalConfig
@@ -21,7 +20,7 @@ from llm.data.tokenize import load_tokenizer
 from llm.errors import InputError
 from llm.forward import completion_logps, completion_rewards
 from llm.judge import GoldJudge, RougeLJudge, invalid, win_rate
-from llm.models import RewardModel, autocast, load_policy
+from llm.models import RewardModel, device, load_policy
 from llm.sample import Sample, open_sampler
 from llm.train import score
 from llm.work import Work
@@ -67,11 +66,6 @@ def task_of(work: Work) -> Task | None:
 def stage_seed(work: Work) -> int:
     """The stage's seed; 0 for a stage that all seeds share."""
     return 0 if work.stage.seed is None else work.stage.seed
-
-
-def device() -> str:
-    """Where models score."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -217,15 +211,15 @@ def scored(
     Raises ValueError for a score that is no finite number.
     """
     model.to(device()).eval()
-    with autocast(precision(work), device()):
-        found = score(
-            measure,
-            rows,
-            pad=work.vocabulary["pad"],
-            batch_size=batch_size,
-            device=device(),
-            report=work.report,
-        )
+    found = score(
+        measure,
+        rows,
+        pad=work.vocabulary["pad"],
+        batch_size=batch_size,
+        device=device(),
+        precision=precision(work),
+        report=work.report,
+    )
     for row, values in enumerate(found):
         if not all(map(math.isfinite, values)):
             raise ValueError(f"{work.stage.id}: a score of row {row} is not finite: {values}")

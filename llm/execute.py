@@ -17,9 +17,8 @@ from llm.errors import InputError
 from llm.pulse import beating
 from llm.records import ERROR, RECORD, SCHEMA, StageKey, Store, is_record, versions
 from llm.runtime import Runtime
-from llm.stage import Stage
+from llm.stage import TRAINING, Stage
 
-TRAINING = ("sft", "global_rm", "local_rm", "dpo", "online_dpo")
 SAMPLING = ("made_pairs", "online_pairs", "eval_policy", "pool")
 
 
@@ -138,7 +137,7 @@ def _compute(
     import transformers
 
     from llm import launch
-    from llm.stages import device
+    from llm.models import device
     from llm.work import Work
 
     transformers.logging.set_verbosity_error()

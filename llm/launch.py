@@ -25,12 +25,11 @@ import torch
 from llm.errors import InputError
 from llm.records import read_json, write_json
 from llm.runtime import Runtime
-from llm.stage import Stage
+from llm.stage import TRAINING, Stage
 from llm.stages import KINDS, Result
 from llm.train import is_main, processes
 from llm.work import Work
 
-TRAINING = ("sft", "global_rm", "local_rm", "dpo", "online_dpo")
 FOLDER = "processes"  # below the stage's folder, while several processes run it
 STAGE, PROGRESS, RESULT = "stage.json", "progress.json", "result.json"
 PARENT = "ROADS_PARENT"  # the process whose end ends the others

@@ -47,6 +47,11 @@ def autocast(precision: str, device: torch.device | str) -> AbstractContextManag
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
+def device() -> str:
+    """Where models run."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def new_policy(config: ModelConfig, *, vocabulary: int, eos: int, pad: int, seed: int) -> Any:
     """A causal LM: pretrained by name or folder, or a GPT-NeoX with weights drawn from `seed`."""
     if config.pretrained is not None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from llm import tables
 from llm.config import OnlineConfig
 from llm.data.tokenize import load_tokenizer
 from llm.forward import completion_logps, completion_rewards
-from llm.models import load_policy, load_reward_model
+from llm.models import device, load_policy, load_reward_model
 from llm.objectives import Row
 from llm.sample import Sample, open_sampler
 from llm.train import score
@@ -123,7 +122,7 @@ def draw(
         words=work.vocabulary,
         runtime=work.runtime,
         batch_prompts=online.batch_prompts,
-        device=_device(),
+        device=device(),
     )
     return sampler.sample(
         prompts,
@@ -135,15 +134,11 @@ def draw(
     )
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _rewards(
     work: Work, prompts: Sequence[Ids], drawn: Sequence[Sequence[Sample]]
 ) -> list[tuple[float, ...]]:
     """The global reward model's score of every sample."""
-    model = load_reward_model(work.inputs["global_rm"]).to(_device()).eval()
+    model = load_reward_model(work.inputs["global_rm"]).to(device()).eval()
     eos = work.vocabulary["eos"]
     closed = [[_closed(sample, eos) for sample in samples] for samples in drawn]
     rows = list(zip(prompts, closed, strict=True))
@@ -160,7 +155,7 @@ def _scoring(work: Work, start: float, each: int) -> dict[str, Any]:
     return {
         "pad": work.vocabulary["pad"],
         "batch_size": max(1, work.batch // each),
-        "device": _device(),
+        "device": device(),
         "precision": work.settings["sampling"]["precision"],
         "report": lambda fraction: work.report(start + 0.15 * fraction),
     }
@@ -191,7 +186,7 @@ def _logps(
         padded = used[pool] + used[pool][:1] * (most - len(used[pool]))
         rows.append((prompts[pool], [ids[pool][i] for i in padded]))
     found: list[dict[int, float]] = [{} for _ in used]
-    policy = load_policy(work.inputs["policy"]).to(_device()).eval()
+    policy = load_policy(work.inputs["policy"]).to(device()).eval()
     measure = partial(completion_logps, policy, temperature=temperature)
     scoring = _scoring(work, 0.85, max(1, most))
     for pool, values in zip(asked, score(measure, rows, **scoring), strict=True):

@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm import tables
 from llm.errors import InputError
 from llm.forward import completion_logps
-from llm.models import weights_digest
+from llm.models import device, weights_digest
 from llm.objectives import Row
 from llm.records import read_json, write_json
 from llm.train import score
@@ -60,13 +58,12 @@ def check_reference_sample(
     step = max(1, len(rows) // CHECKED)
     asked = list(rows)[::step][:CHECKED]
     home = next(model.parameters()).device
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     values = score(
-        partial(completion_logps, model.to(device).eval(), temperature=temperature),
+        partial(completion_logps, model.to(device()).eval(), temperature=temperature),
         [(row.prompt, row.completions) for row in asked],
         pad=pad,
         batch_size=CHECKED,
-        device=device,
+        device=device(),
         precision=precision,
     )
     model.to(home)

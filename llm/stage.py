@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Inputs = tuple[tuple[str, str], ...]
+TRAINING = ("sft", "global_rm", "local_rm", "dpo", "online_dpo")  # kinds, one process a GPU
 
 
 @dataclass(frozen=True)

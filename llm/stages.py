@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from llm import best_of_n, evaluate, judged, online, pairs, tables
 from llm.config import ModelConfig
 from llm.data.config import DataConfig
@@ -18,6 +16,7 @@ from llm.data.source import kind_of_source, load, open_tokenizer
 from llm.forward import completion_logps
 from llm.models import (
     RewardModel,
+    device,
     load_policy,
     load_reward_model,
     new_policy,
@@ -50,11 +49,6 @@ class Result:
     metrics: Mapping[str, float | int | None]
     history: list[dict[str, float]] = field(default_factory=list)
     weights_sha256: str | None = None
-
-
-def device() -> str:
-    """Where models run."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # --- data ----------------------------------------------------------------------------------------

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "02_proper_learning.py"
 
 
-def run(path: Path) -> subprocess.CompletedProcess[str]:
-    """Run a notebook as a script, with this checkout's packages and warnings as errors."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", str(path)],
-        cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_the_notebook_runs_as_a_script() -> None:
+def test_the_notebook_runs_as_a_script(run: Callable[..., Any]) -> None:
     done = run(NOTEBOOK)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_an_assertion_that_fails_would_stop_it(tmp_path: Path) -> None:
+def test_an_assertion_that_fails_would_stop_it(tmp_path: Path, run: Callable[..., Any]) -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert text.count("assert capacity == 21\n") == 1
     path = tmp_path / "broken.py"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,24 +23,14 @@ records_of = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(records_of)
 
 
-def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a notebook as a script, with this checkout's packages and warnings as errors."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", str(path), *arguments],
-        cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_the_notebook_runs_as_a_script() -> None:
+def test_the_notebook_runs_as_a_script(run: Callable[..., Any]) -> None:
     done = run(NOTEBOOK)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_number_that_does_not_follow_from_the_records_stops_it(tmp_path: Path) -> None:
+def test_a_number_that_does_not_follow_from_the_records_stops_it(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
     changed = tmp_path / "study"
     records_of.copy(STUDY, changed)
     record = next((changed / "stages").glob("eval_online_dpo_sft-0-*")) / "record.json"
@@ -53,7 +42,9 @@ def test_a_number_that_does_not_follow_from_the_records_stops_it(tmp_path: Path)
     assert "AssertionError" in done.stderr
 
 
-def test_a_verdict_that_does_not_follow_from_its_interval_stops_it(tmp_path: Path) -> None:
+def test_a_verdict_that_does_not_follow_from_its_interval_stops_it(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
     changed = tmp_path / "study"
     records_of.copy(STUDY, changed)
     path = changed / "verdicts.json"
