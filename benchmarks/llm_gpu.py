@@ -56,8 +56,8 @@ class Options:
     precision: Literal["bf16", "fp32"] = "bf16"
     batch: int | None = None
     """Rows a step. Default: the paper's, 128 or, for the global reward model, 64."""
-    micro_batch: int = 8
-    """Rows a forward and backward pass."""
+    micro_tokens: int = 2**13
+    """Tokens a pass at most."""
     steps: int = 3
     """Optimizer steps timed, after one that is not."""
     prompts: int = 16
@@ -144,7 +144,7 @@ def training(what: str, options: Options) -> Line:
             seed=0,
             folder=Path(folder),
             report=lambda fraction: ends.append(clock.now()),
-            accumulation=-(-batch // options.micro_batch),
+            micro_tokens=options.micro_tokens,
             save=False,
         )
     seconds = (ends[-1] - ends[0]) / options.steps
@@ -186,7 +186,7 @@ def _score(model: Any, rows: Sequence[Row], options: Options) -> int:
         partial(measure, model),
         [(row.prompt, row.completions) for row in rows],
         pad=PAD,
-        batch_size=options.micro_batch,
+        tokens=options.micro_tokens,
         device=options.device,
         precision=options.precision,
     )
@@ -195,7 +195,7 @@ def _score(model: Any, rows: Sequence[Row], options: Options) -> int:
 
 def _sample(model: Any, rows: Sequence[Row], options: Options) -> int:
     """Tokens drawn (of random weights, nearly all completions run to the limit)."""
-    sampler = TransformersSampler(model, eos=EOS, pad=PAD, batch_prompts=options.micro_batch)
+    sampler = TransformersSampler(model, eos=EOS, pad=PAD, batch_prompts=options.prompts)
     with autocast(options.precision, options.device):
         drawn = sampler.sample(
             [row.prompt for row in rows], k=25, temperature=1.0, max_tokens=COMPLETION[1], seed=0

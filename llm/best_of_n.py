@@ -120,8 +120,7 @@ def _of_pools(
     prompts = {e.example_id: e.prompt_ids for e in work.examples("test")}
     eos = work.vocabulary["eos"]
     asked = [(prompts[name], [_closed(row, eos) for row in rows]) for name, rows in pools.items()]
-    size = len(next(iter(pools.values())))
-    scores = _scores(work, asked, batch_size=max(1, work.batch // size))
+    scores = _scores(work, asked)
     return {
         column: [best_of_each(s, v) for s, v in zip(scores, of_pools, strict=True)]
         for column, of_pools in values.items()
@@ -196,21 +195,19 @@ def _inside(n: int) -> np.ndarray:
 # --- what reward models say ----------------------------------------------------------------------
 
 
-def _scores(work: Work, rows: Sequence[evaluate.ScoredRow], *, batch_size: int) -> np.ndarray:
+def _scores(work: Work, rows: Sequence[evaluate.ScoredRow]) -> np.ndarray:
     """(prompts, completions) by the stage's reward model."""
     kind, folder = work.settings["reward_model"], work.inputs["reward_model"]
 
     def logps(policy: Path) -> np.ndarray:
         model = load_policy(policy)
-        found = evaluate.scored(
-            work, partial(completion_logps, model), model, rows, batch_size=batch_size
-        )
+        found = evaluate.scored(work, partial(completion_logps, model), model, rows)
         return np.asarray(found, dtype=np.float64)
 
     if kind == "global_rm":
         model = load_reward_model(folder)
         measure = partial(completion_rewards, model)
-        scores = np.asarray(evaluate.scored(work, measure, model, rows, batch_size=batch_size))
+        scores = np.asarray(evaluate.scored(work, measure, model, rows))
     elif kind in ("local_rm", "dpo_rm"):
         anchor = logps(work.inputs["anchor"]) if kind == "dpo_rm" else 0.0
         scores = work.settings["beta"] * (logps(folder) - anchor)
@@ -227,7 +224,7 @@ def _of_task(
 ) -> Metrics:
     """Fills {column: for each prompt, its exact value at every N}; what else is exact."""
     rows = evaluate.leaf_rows(task)
-    scores = _scores(work, rows, batch_size=evaluate.leaf_batch(task))
+    scores = _scores(work, rows)
     log_p = evaluate.leaf_logps(work, load_policy(work.inputs["policy"]), task)
     p = np.exp(task.temper(log_p, work.settings["temperature"]))
     worth = {"win_rate": task.win_probability}

@@ -65,7 +65,6 @@ class TrainConfig:
     epochs: int = 1
     adam_eps: float = 1e-5
     max_grad_norm: float = 1.0
-    accumulation: int = 1
     save_steps: int = 200
     order: Literal["row", "prompt"] = "row"  # "prompt": rows of one prompt share a step's forward
     fixed_rate: float | None = None  # set: used as it stands, no rule (training from scratch)
@@ -75,11 +74,6 @@ class TrainConfig:
         for name in ("batch_size", "paper_rate", "paper_batch", "epochs", "adam_eps", "save_steps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"training setting {name} = {getattr(self, name)!r} must be > 0")
-        if self.batch_size % self.accumulation:
-            raise InputError(
-                f"training setting batch_size = {self.batch_size} is not a multiple of "
-                f"accumulation = {self.accumulation}"
-            )
 
     def learning_rate(self, *, width: int, examples: int) -> float:
         """The paper's rate, scaled so that width x steps x rate stays as in the paper's 1.4B run.
@@ -119,7 +113,6 @@ class EvalConfig:
 
     temperature: float = 0.01
     batch_prompts: int = 50
-    score_batch: int = 64
     pool: int = 25  # samples a prompt for best-of-N (Figs. 4 and 10), at the online temperature
     counts: tuple[int, ...] = (1, 2, 5, 10, 25)  # N, at most `pool`
 

@@ -18,10 +18,10 @@ HALF_BYTES = 2  # a parameter: the 16-bit copy that autocast keeps, or that vLLM
 SAVED_BYTES = 4  # a parameter kept: fp32
 CHECKPOINT_BYTES = 24  # a parameter: weights and moments, twice (the new one before the old goes)
 ACTIVATION_BYTES = 34  # a token, layer and hidden unit (Korthikanti et al. 2022, without scores)
-HIDDEN_BYTES = 16  # the same without a backward pass, one layer at a time
-KEYS_VALUES = {True: 6, False: 8}  # bytes a token, layer, hidden unit; bf16: rotary's keys are fp32
-LOGIT_BYTES = 8  # a completion token and vocabulary entry: fp32 logits and their gradient
+PASSING_BYTES = 50  # a token and hidden unit without a backward pass: one layer's at a time
+LOGIT_BYTES = 12  # a logit of the block in hand, fp32: itself, its exponential, the gradient's
 SHARDED_FROM = 2e9  # parameters: more are sharded over the GPUs (FSDP), fewer are copied (DDP)
+LOGITS = 2**27  # that exist at one time on a GPU (llm.target_logps)
 SAMPLE_BYTES = 2000  # of a stored sample: prompt, text and ids, compressed
 
 
@@ -103,38 +103,25 @@ def sample_hours(
     return score_hours(shape, prompts, lengths.prompt, machine) + decode
 
 
-def train_memory(
-    shape: Shape, rows: int, tokens: float, completion: float, *, gpus: int, half: bool
-) -> float:
-    """Peak GiB a GPU. rows, tokens, completion: of one micro-batch on one GPU."""
+def train_memory(shape: Shape, tokens: float, *, gpus: int, half: bool) -> float:
+    """Peak GiB a GPU. tokens: of one pass on one GPU, prompts and completions."""
     sharded = gpus if shape.parameters > SHARDED_FROM else 1
-    gathered = SAVED_BYTES if sharded > 1 else 0  # of a step, all layers' weights at once
-    each = TRAIN_BYTES / sharded + gathered + (HALF_BYTES if half else 0)
-    weights = each * shape.parameters
+    gathered = 2 * SAVED_BYTES * shape.layer if sharded > 1 else 0  # this layer's and the next's
+    each = TRAIN_BYTES / sharded + (HALF_BYTES / sharded if half else 0)
     layers = shape.layers * shape.hidden * ACTIVATION_BYTES * (1 if half else 2)
-    active = rows * (tokens * layers + completion * shape.vocabulary * LOGIT_BYTES)
-    return (weights + active) / GIB
+    return (each * shape.parameters + gathered + tokens * layers + _logits(shape, tokens)) / GIB
 
 
-def score_memory(
-    shape: Shape,
-    rows: int,
-    tokens: float,
-    completion: float,
-    *,
-    each: int,
-    half: bool,
-) -> float:
-    """Peak GiB a GPU of one model's forwards alone.
-
-    each: completions of a prompt, all of them `completion` tokens long together; each one keeps
-    keys and values of the whole prompt.
-    """
+def score_memory(shape: Shape, tokens: float, *, half: bool) -> float:
+    """Peak GiB a GPU of one model's forwards alone. tokens: of one pass."""
     weights = (SAVED_BYTES + (HALF_BYTES if half else 0)) * shape.parameters
-    active = tokens * shape.hidden * HIDDEN_BYTES + completion * shape.vocabulary * LOGIT_BYTES
-    kept = each * (tokens - completion) + completion
-    active += kept * shape.layers * shape.hidden * KEYS_VALUES[half]
-    return (weights + rows * active) / GIB
+    active = tokens * shape.hidden * PASSING_BYTES
+    return (weights + active + _logits(shape, tokens)) / GIB
+
+
+def _logits(shape: Shape, tokens: float) -> float:
+    """Bytes of the logits that exist at one time (`llm.target_logps`), if all tokens are scored."""
+    return LOGIT_BYTES * min(LOGITS, tokens * shape.vocabulary)
 
 
 def sample_memory(shape: Shape, lengths: Lengths, machine: Machine, *, parallel: int) -> float:
@@ -150,8 +137,8 @@ ASSUMPTIONS = (
     "training: 6 operations a parameter and token; scoring: 2; a pair's prompt is read once",
     "sampling: a prompt is read once, then each step reads all weights and the caches (16 bits)",
     f"memory of training: {TRAIN_BYTES} bytes a parameter (+ {HALF_BYTES} under bf16), divided by "
-    f"the GPUs above {SHARDED_FROM / 1e9:.0f} billion parameters, where {SAVED_BYTES} more hold a "
-    f"step's weights; {ACTIVATION_BYTES} bytes a token, layer and hidden unit",
-    "memory of scoring: weights, and keys and values of the whole prompt for each completion",
+    f"the GPUs above {SHARDED_FROM / 1e9:.0f} billion parameters; {ACTIVATION_BYTES} bytes a token "
+    f"of a pass, layer and hidden unit; {LOGIT_BYTES} for each of at most {LOGITS:,} logits",
+    f"memory of scoring: weights, {PASSING_BYTES} bytes a token of a pass and hidden unit, logits",
     f"disk: {SAVED_BYTES} bytes a parameter kept, {CHECKPOINT_BYTES} while it is trained",
 )

@@ -122,17 +122,9 @@ def _train(stage: Stage, c: Context) -> Cost:
     }.get(stage.kind, c.config.dpo)
     examples = counts.sft if stage.kind == "sft" else counts.pairs
     rate = train.learning_rate(width=shape.hidden, examples=examples)
-    part = c.runtime.micro_batch or math.ceil(
-        config["batch_size"] / (config["accumulation"] * c.runtime.gpus)
-    )
-    memory = costs.train_memory(
-        shape,
-        part,
-        tokens,
-        completions * generated,
-        gpus=c.runtime.gpus,
-        half=config["precision"] == "bf16",
-    )
+    part = min(c.runtime.micro_tokens, config["batch_size"] * tokens / c.runtime.gpus)
+    half = config["precision"] == "bf16"
+    memory = costs.train_memory(shape, part, gpus=c.runtime.gpus, half=half)
     hours = costs.train_hours(shape, rows * config["epochs"], tokens, c.machine)
     kept = costs.SAVED_BYTES * shape.parameters
     checkpoint = costs.CHECKPOINT_BYTES * shape.parameters
@@ -149,8 +141,7 @@ def _score_pairs(stage: Stage, c: Context) -> Cost:
     if shape is None:
         return Cost(rows, disk=disk, hours=None, memory=None)
     hours = costs.score_hours(shape, rows, tokens, c.machine)
-    half, batch = stage.settings["precision"] == "bf16", int(stage.settings["batch"])
-    memory = costs.score_memory(shape, batch, tokens, 2 * lengths.completion, each=2, half=half)
+    memory = costs.score_memory(shape, c.runtime.micro_tokens, half=_half(stage))
     return Cost(rows, hours=hours, memory=memory, disk=disk)
 
 
@@ -162,11 +153,9 @@ def _best_of_n(stage: Stage, c: Context) -> Cost:
     disk = 64.0 * counts.test * pool
     if scorer is None:
         return Cost(counts.test, disk=disk, hours=None, memory=None)
-    tokens, half = lengths.prompt + pool * lengths.generated, _half(stage)
+    tokens = lengths.prompt + pool * lengths.generated
     hours = models * costs.score_hours(scorer, counts.test, tokens, c.machine)
-    drawn = pool * lengths.generated
-    rows = max(1, int(stage.settings["batch"]) // pool)
-    memory = costs.score_memory(scorer, rows, tokens, drawn, each=pool, half=half)  # one at a time
+    memory = costs.score_memory(scorer, c.runtime.micro_tokens, half=_half(stage))  # one at a time
     return Cost(counts.test, hours=hours, memory=memory, disk=disk)
 
 
@@ -208,10 +197,10 @@ def _sample(stage: Stage, c: Context) -> Cost:
         parallel = c.runtime.tensor_parallel
         memory = costs.sample_memory(shape, lengths, c.machine, parallel=parallel)
         if stage.kind == "online_pairs":  # and the reward model scores every sample
-            tokens, drawn = lengths.prompt + each * lengths.generated, each * lengths.generated
+            tokens = lengths.prompt + each * lengths.generated
             hours += costs.score_hours(shape, prompts, tokens, c.machine)
-            rows, half = max(1, int(stage.settings["batch"]) // each), _half_sampled(stage)
-            scored = costs.score_memory(shape, rows, tokens, drawn, each=each, half=half)
+            half = _half_sampled(stage)
+            scored = costs.score_memory(shape, c.runtime.micro_tokens, half=half)
             memory = max(memory, scored)
         cost = replace(cost, hours=hours, memory=memory)
     if stage.settings.get("how") == "narrow" and c.config.kind == "text":

@@ -28,7 +28,6 @@ from llm.work import Work
 Metrics = dict[str, float | int | None]
 ScoredRow = tuple[Sequence[int], Sequence[Sequence[int]]]  # a prompt's ids, its completions' ids
 PROMPTS_SEED = 0  # of the choice among validation prompts: every arm and seed has the same ones
-LEAVES = 512  # completions of a task scored at a time
 SAMPLES = tables.SAMPLE.append(pa.field("sample_index", pa.int32())).append(
     pa.field("reference_tokens", pa.int32())
 )
@@ -184,7 +183,7 @@ def _exact(work: Work, task: Task, settings: EvalConfig) -> Metrics:
 def leaf_logps(work: Work, model: Any, task: Task) -> np.ndarray:
     """(P, L) log-probability of every completion of a task, nats."""
     measure = partial(completion_logps, model)
-    values = scored(work, measure, model, leaf_rows(task), batch_size=leaf_batch(task))
+    values = scored(work, measure, model, leaf_rows(task))
     return np.asarray(values, dtype=np.float64)
 
 
@@ -193,18 +192,11 @@ def leaf_rows(task: Task) -> list[ScoredRow]:
     return [(e.prompt_ids, e.completion_ids) for e in leaf_examples(task)]
 
 
-def leaf_batch(task: Task) -> int:
-    """How many prompts are scored at a time."""
-    return max(1, LEAVES // len(task.leaves))
-
-
 def scored(
     work: Work,
     measure: Any,
     model: Any,
     rows: Sequence[ScoredRow],
-    *,
-    batch_size: int,
 ) -> list[tuple[float, ...]]:
     """`measure` of many (prompt, completions), where models score and in the stage's precision.
 
@@ -215,7 +207,7 @@ def scored(
         measure,
         rows,
         pad=work.vocabulary["pad"],
-        batch_size=batch_size,
+        tokens=work.runtime.micro_tokens,
         device=device(),
         precision=precision(work),
         report=work.report,
@@ -283,7 +275,7 @@ def _score_pairs(work: Work, measure: Any, model: Any) -> np.ndarray:
     """(pairs,) score of chosen less score of rejected."""
     examples = work.examples("validation_pairs")
     rows = [(e.prompt_ids, e.completion_ids) for e in examples]
-    values = scored(work, measure, model, rows, batch_size=work.batch)
+    values = scored(work, measure, model, rows)
     pairs = np.asarray(values, dtype=np.float64)
     return pairs[:, 0] - pairs[:, 1]
 

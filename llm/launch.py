@@ -70,18 +70,11 @@ def _run(work: Work) -> Result:
 
 
 def _hint(work: Work) -> str:
-    if work.stage.kind not in TRAINING:
-        scored = work.batch if "batch" in work.settings else 1
-        return (
-            f"the GPU's memory does not suffice for {scored} rows at a time: go on with "
-            f"--micro-batch {max(1, scored // 2)} (only rounding changes)"
-        )
-    rows = work.runtime.micro_batch or max(
-        1, work.train_config.batch_size // work.train_config.accumulation
-    )
+    tokens = work.runtime.micro_tokens
+    more = " or more --gpus" if work.stage.kind in TRAINING else ""
     return (
-        f"the GPU's memory does not suffice for {rows} rows at a time on {processes()} GPU(s): "
-        f"go on with --micro-batch {max(1, rows // 2)} or more --gpus (only rounding changes)"
+        f"the memory of {processes()} GPU(s) does not suffice for {tokens} tokens at a time: "
+        f"go on with --micro-tokens {max(1, tokens // 2)}{more} (only rounding changes)"
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm.forward import Batch, completion_rewards, token_measures
+from llm.forward import completion_rewards, token_measures
 from llm.losses import PairLogps, bradley_terry_loss, dpo_loss, local_loss, sft_loss
 from llm.models import autocast
+from llm.packing import Batch
 
 Statistics = dict[str, Tensor]
 
@@ -22,6 +23,11 @@ class Row:
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
     reference: tuple[float, ...] | None = None  # the reference's log-probs of the completions, nats
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and its completions."""
+        return len(self.prompt) + sum(map(len, self.completions))
 
 
 class Objective(nn.Module):
@@ -43,7 +49,7 @@ class Objective(nn.Module):
     ) -> dict[str, Any]:
         """The Trainer's call: the mean loss over the batch, times the batch's share of a step."""
         batch = Batch(**tensors)
-        with autocast(self.precision, batch.prompt_ids.device):
+        with autocast(self.precision, batch.ids.device):
             losses, statistics = self.losses(batch, reference)
         logged = {name: value.detach() for name, value in statistics.items()}
         return {"loss": losses.mean() * share, "statistics": logged}

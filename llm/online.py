@@ -142,19 +142,14 @@ def _rewards(
     eos = work.vocabulary["eos"]
     closed = [[_closed(sample, eos) for sample in samples] for samples in drawn]
     rows = list(zip(prompts, closed, strict=True))
-    each = max(map(len, drawn), default=1)
-    return score(partial(completion_rewards, model), rows, **_scoring(work, 0.7, each))
+    return score(partial(completion_rewards, model), rows, **_scoring(work, 0.7))
 
 
-def _scoring(work: Work, start: float, each: int) -> dict[str, Any]:
-    """How models score `each` completions a prompt; the settings' batch counts completions.
-
-    A completion takes keys and values of its whole prompt: 25 of each of 64 prompts take hundreds
-    of GiB at Pythia's sizes. start: the stage's progress before it, of which this is 0.15.
-    """
+def _scoring(work: Work, start: float) -> dict[str, Any]:
+    """How models score; start: the stage's progress before it, of which this is 0.15."""
     return {
         "pad": work.vocabulary["pad"],
-        "batch_size": max(1, work.batch // each),
+        "tokens": work.runtime.micro_tokens,
         "device": device(),
         "precision": work.settings["sampling"]["precision"],
         "report": lambda fraction: work.report(start + 0.15 * fraction),
@@ -188,7 +183,7 @@ def _logps(
     found: list[dict[int, float]] = [{} for _ in used]
     policy = load_policy(work.inputs["policy"]).to(device()).eval()
     measure = partial(completion_logps, policy, temperature=temperature)
-    scoring = _scoring(work, 0.85, max(1, most))
+    scoring = _scoring(work, 0.85)
     for pool, values in zip(asked, score(measure, rows, **scoring), strict=True):
         found[pool] = dict(zip(used[pool], values, strict=False))
     return found

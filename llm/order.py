@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.forward import Batch, collate
 from llm.objectives import Row
+from llm.packing import Batch, collate
 
 WINDOW = 16  # batches whose examples are sorted by length together
 
@@ -66,7 +66,7 @@ def prompt_groups(rows: Sequence[Row]) -> list[list[int]]:
 
 
 class LengthSampler(torch.utils.data.Sampler):
-    """A shuffled order in which neighbours have similar lengths, so that little is padding.
+    """A shuffled order in which neighbours have similar lengths, so that passes take equally long.
 
     groups: rows that stay together (rows of one prompt, or single rows). They are shuffled, sorted
     by length inside windows of WINDOW batches, cut into batches of exactly `batch_size` rows and
@@ -91,6 +91,18 @@ class LengthSampler(torch.utils.data.Sampler):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def passes(self, budget: int, processes: int, epochs: int) -> int:
+        """Passes of a process that any step needs, so that none has more than `budget` tokens."""
+        most, before = 1, self.epoch
+        for epoch in range(epochs):
+            self.set_epoch(epoch)
+            order = list(self)
+            for start in range(0, len(order), self.batch_size):
+                step = [self.lengths[i] for i in order[start : start + self.batch_size]]
+                most = max(most, len(cuts(step, budget)))
+        self.set_epoch(before)
+        return -(-most // processes)
+
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         shuffled = [self.groups[i] for i in rng.permutation(len(self.groups))]
@@ -108,13 +120,38 @@ class LengthSampler(torch.utils.data.Sampler):
         yield from order[whole:]
 
 
+def cuts(costs: Sequence[int], budget: int) -> list[range]:
+    """Neighbours together while they cost at most `budget`; a row that costs more is alone."""
+    parts, start, total = [], 0, 0
+    for i, cost in enumerate(costs):
+        if i > start and total + cost > budget:
+            parts.append(range(start, i))
+            start, total = i, 0
+        total += cost
+    return [*parts, range(start, len(costs))] if costs else []
+
+
+def even_cuts(costs: Sequence[int], count: int) -> list[range]:
+    """`count` parts of neighbours, the dearest as cheap as can be; the last ones may be empty."""
+    low, high = max(max(costs), -(-sum(costs) // count)), sum(costs)
+    while low < high:
+        middle = (low + high) // 2
+        if len(cuts(costs, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    parts = cuts(costs, low)
+    return parts + [range(0)] * (count - len(parts))
+
+
 class Shares(torch.utils.data.Sampler):
     """One process's micro-batches: `accumulation` of them a step, whatever the step's size.
 
-    A step's rows are cut into processes x accumulation parts. Trainer divides a micro-batch's loss
-    by `accumulation`, and the processes' gradients are averaged; so a part of r of m rows weighs
-    r x parts / m, and the step's loss is the mean over its m rows, the short last step included. A
-    part without rows is one row that weighs nothing: every process takes part in every step.
+    A step's rows are cut into processes x accumulation parts of about as many tokens. Trainer
+    divides a micro-batch's loss by `accumulation`, and the processes' gradients are averaged; so a
+    part of r of m rows weighs r x parts / m, and the step's loss is the mean over its m rows, the
+    short last step included. A part without rows is one row that weighs nothing: every process
+    takes part in every step.
     """
 
     def __init__(
@@ -135,9 +172,10 @@ class Shares(torch.utils.data.Sampler):
         parts = self.processes * self.accumulation
         for start in range(0, len(order), size):
             step = order[start : start + size]
-            for part in np.array_split(step, parts)[self.rank :: self.processes]:
+            tokens = [self.sampler.lengths[i] for i in step]
+            for part in even_cuts(tokens, parts)[self.rank :: self.processes]:
                 share = len(part) * parts / len(step)
-                yield [Place(int(i), share) for i in part] or [Place(step[0], 0.0)]
+                yield [Place(step[i], share) for i in part] or [Place(step[0], 0.0)]
 
 
 class Loader(torch.utils.data.DataLoader):

@@ -288,6 +288,6 @@ def _warnings(stages: list[StagePlan], context: Context) -> list[str]:
             worst[stage.kind, stage.size] = stage
     return [
         f"{stage.id} takes about {stage.peak_gib:.0f} GiB a GPU, of "
-        f"{context.machine.memory:g}: more --gpus, or a smaller --micro-batch"
+        f"{context.machine.memory:g}: more --gpus, or smaller --micro-tokens"
         for stage in worst.values()
     ]

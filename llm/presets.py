@@ -132,12 +132,11 @@ def _pythia(name: str, sizes: tuple[str, ...], kind: DataKind) -> StudyConfig:
         kind,
         {size: PYTHIA[size] for size in sizes},
         data,
-        _sft(128, fixed_rate=3e-6, accumulation=16),  # shared out over the GPUs of a stage
-        _global_rm(64, fixed_rate=3e-6, accumulation=16),
-        _dpo(128, fixed_rate=3e-7, accumulation=32),
+        _sft(128, fixed_rate=3e-6),
+        _global_rm(64, fixed_rate=3e-6),
+        _dpo(128, fixed_rate=3e-7),
         branches=own,
         wide=("fig3", "fig4", "fig9", "fig10"),
-        evaluation=EvalConfig(score_batch=16),  # 6.9B: 64 pairs' keys and values take 60 GiB
         judge=JudgeConfig(model="gpt-4o"),
         sampler="vllm",
         precision="bf16",

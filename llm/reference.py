@@ -62,7 +62,7 @@ def check_reference_sample(
         partial(completion_logps, model.to(device()).eval(), temperature=temperature),
         [(row.prompt, row.completions) for row in asked],
         pad=pad,
-        batch_size=CHECKED,
+        tokens=1,  # each row by itself
         device=device(),
         precision=precision,
     )

@@ -94,7 +94,6 @@ class Road:
             "judge": asdict(self.config.judge),
             "sampling": self._sampling(),
             "tokens": self.config.limits(self.branch).max_completion_tokens,
-            "batch": self.config.evaluation.score_batch,
         }
         data = (("data", self._data_id),)
         if not sampled:
@@ -134,7 +133,6 @@ class Road:
                 "more_prompts": bool(suffix),
                 "sampling": self._sampling(),
                 "tokens": config.limits(self.branch).max_completion_tokens,
-                "batch": config.evaluation.score_batch,
             }
             pairs = f"online_pairs_{source}{suffix}"
             inputs = (*self._read, ("policy", policy), ("global_rm", self._id("global_rm", seed)))
@@ -239,10 +237,7 @@ class Road:
         return {**asdict(train), "precision": self.config.precision}
 
     def _scoring(self) -> dict[str, Any]:
-        return {
-            "batch": self.config.evaluation.score_batch,
-            "precision": self.config.precision,
-        }
+        return {"precision": self.config.precision}
 
     def _sampling(self) -> dict[str, Any]:
         return {"sampler": self.config.sampler, "precision": self.config.precision}

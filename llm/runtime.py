@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from llm.errors import InputError
 
+MICRO_TOKENS = 2**13
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -25,7 +27,7 @@ class Runtime:
     price_in: float = 2.5
     price_out: float = 10.0
     gpus: int = 1  # a training stage; more than one runs it under torchrun
-    micro_batch: int | None = None  # rows a forward pass at most; None: the preset's
+    micro_tokens: int = MICRO_TOKENS  # of one pass of a model, in training and scoring, at most
     tensor_parallel: int = 1  # vLLM
     data_parallel: int = 1  # vLLM
     vllm_python: str | None = None  # another environment's python that has vLLM; None: this one
@@ -33,11 +35,9 @@ class Runtime:
 
     def __post_init__(self) -> None:
         counts = ("concurrency", "retries", "gpus", "tensor_parallel", "data_parallel")
-        for name in (*counts, "timeout"):
+        for name in (*counts, "micro_tokens", "timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be > 0")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(f"runtime setting micro_batch = {self.micro_batch!r} must be > 0")
         if self.requests_per_minute is not None and self.requests_per_minute < 1:
             raise InputError(
                 f"runtime setting requests_per_minute = {self.requests_per_minute!r} must be > 0"

@@ -23,6 +23,11 @@ class Shape:
     parameters: int
 
     @property
+    def layer(self) -> int:
+        """Parameters of one layer, or of the larger of the two embeddings with it."""
+        return max(12 * self.hidden**2, self.vocabulary * self.hidden)
+
+    @property
     def cache_bytes(self) -> int:
         """Keys and values of one token in 16 bits."""
         return 2 * 2 * self.layers * self.hidden

@@ -97,7 +97,7 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
         seed=work.seed,
         folder=work.folder / "checkpoints",
         report=work.report,
-        accumulation=_accumulation(work),
+        micro_tokens=work.runtime.micro_tokens,
         shard=processes() > 1 and parameters >= SHARDED_FROM,
         tracker=work.runtime.tracker,
         tracker_folder=work.study / "tracker" / work.stage.id,
@@ -113,12 +113,6 @@ def _train(work: Work, objective: Objective, rows: list[Row]) -> tuple[list, dic
         "parameters": parameters,
     }
     return history, metrics
-
-
-def _accumulation(work: Work) -> int | None:
-    """Micro-batches a step and process, where the machine's memory asks for a number of its own."""
-    rows = work.runtime.micro_batch
-    return None if rows is None else -(-work.train_config.batch_size // (rows * processes()))
 
 
 def _finish(
@@ -169,7 +163,7 @@ def make_reference(work: Work) -> Result:
             partial(completion_logps, model),
             rows,
             pad=work.vocabulary["pad"],
-            batch_size=work.batch,
+            tokens=work.runtime.micro_tokens,
             device=device(),
             precision=_precision(work),
             report=work.report,

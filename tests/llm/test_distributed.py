@@ -212,22 +212,21 @@ def test_memory_that_does_not_suffice_is_told_with_what_helps(tmp_path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setitem(sys.modules["llm.launch"].KINDS, "local_rm", fail)
-    with pytest.raises(torch.OutOfMemoryError, match="--micro-batch 4 or more --gpus") as caught:
+    with pytest.raises(torch.OutOfMemoryError, match="--micro-tokens 4096 or more") as caught:
         run_stage(_work(tmp_path, gpus=1))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_scoring_stage_follows_the_advice_it_gives(tmp_path, monkeypatch):
     def fail(work):
-        raise torch.OutOfMemoryError(f"{work.batch} rows")
+        raise torch.OutOfMemoryError(f"{work.runtime.micro_tokens} tokens")
 
     monkeypatch.setitem(sys.modules["llm.launch"].KINDS, "reference", fail)
     work = _work(tmp_path, gpus=1, kind="reference")
-    work = replace(work, stage=replace(work.stage, settings={"batch": 16, "precision": "fp32"}))
-    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-batch 8 .*\(16 rows\)"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-tokens 4096 .*\(8192 tokens\)"):
         run_stage(work)
-    advised = replace(work, runtime=replace(work.runtime, micro_batch=8))
-    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-batch 4 .*\(8 rows\)"):
+    advised = replace(work, runtime=replace(work.runtime, micro_tokens=4096))
+    with pytest.raises(torch.OutOfMemoryError, match=r"--micro-tokens 2048 .*\(4096 tokens\)"):
         run_stage(advised)
 
 

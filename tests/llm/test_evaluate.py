@@ -110,10 +110,10 @@ def test_the_dpo_reward_is_a_log_ratio(
     """With itself as its anchor it says nothing."""
     rows = evaluate.leaf_rows(read_task(shared_task_file))
     work = task_ran["bon_dpo_dpo_rm[0]"][0]
-    scores = best_of_n._scores(work, rows, batch_size=4)
+    scores = best_of_n._scores(work, rows)
     assert np.ptp(scores) > 0
     same = _again(task_ran, "bon_dpo_dpo_rm[0]", tmp_path, anchor=work.inputs["reward_model"])
-    assert np.ptp(best_of_n._scores(same, rows, batch_size=4)) == 0
+    assert np.ptp(best_of_n._scores(same, rows)) == 0
     logps = [
         evaluate.leaf_logps(work, load_policy(work.inputs[role]), read_task(shared_task_file))
         for role in ("reward_model", "anchor")
@@ -142,7 +142,7 @@ def test_a_score_that_is_no_number_is_an_error(
         monkeypatch.setattr(evaluate, "score", lambda *a, bad=bad, **k: [(0.0,), (bad, 0.0)])
         for name in ("bon_sft_local_rm[0]", "bon_sft_global_rm[0]"):
             with pytest.raises(ValueError, match="a score of row 1 is not finite"):
-                best_of_n._scores(task_ran[name][0], rows, batch_size=1)
+                best_of_n._scores(task_ran[name][0], rows)
 
 
 def test_rouge_of_a_task_is_its_reward_over_the_scale(

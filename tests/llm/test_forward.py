@@ -5,8 +5,9 @@ import torch
 
 from llm.config import ModelConfig
 from llm.errors import InputError
-from llm.forward import collate, completion_logps, completion_rewards, token_logps
+from llm.forward import completion_logps, completion_rewards, token_logps
 from llm.models import RewardModel, load_pretrained, new_policy
+from llm.packing import collate
 
 PAD, EOS, VOCABULARY = 1, 0, 97
 

@@ -110,32 +110,35 @@ def test_pairs_hold_the_trainers_numbers(stages, tmp_path):
     ids = [(tuple(row["prompt_ids"]), (row["chosen_ids"], row["rejected_ids"])) for row in rows]
     policy, rewards = load_policy(stages["policy"]), load_reward_model(stages["global_rm"])
     measure = partial(completion_logps, policy, temperature=0.5)
-    for row, logps in zip(rows, score(measure, ids, pad=words["pad"], batch_size=5), strict=True):
+    for row, logps in zip(rows, score(measure, ids, pad=words["pad"], tokens=60), strict=True):
         assert (row["chosen_logp"], row["rejected_logp"]) == pytest.approx(logps, abs=1e-4)
     closed = [
         (p, [[*c] + [words["eos"]] * (c[-1] != words["eos"]) for c in pair]) for p, pair in ids
     ]
     measure = partial(completion_rewards, rewards)
-    for row, values in zip(
-        rows, score(measure, closed, pad=words["pad"], batch_size=5), strict=True
-    ):
+    for row, values in zip(rows, score(measure, closed, pad=words["pad"], tokens=60), strict=True):
         assert (row["chosen_score"], row["rejected_score"]) == pytest.approx(values, abs=1e-5)
         assert row["chosen_score"] >= row["rejected_score"]
     assert len(online.read_pairs(work.folder)) == 12
 
 
-def test_no_forward_scores_more_completions_than_the_batch(stages, tmp_path, monkeypatch):
-    """K samples of each of `batch` prompts would not fit a GPU: K x prompts is what counts."""
+def test_no_pass_scores_more_tokens_than_the_machine_allows(stages, tmp_path, monkeypatch):
+    """K samples of many prompts would not fit a GPU at once."""
     most = []
 
-    def counted(measure, rows, *, batch_size, **settings):
-        most.append(batch_size * max(len(completions) for _, completions in rows))
-        return score(measure, rows, batch_size=batch_size, **settings)
+    def counted(measure, rows, *, tokens, **settings):
+        def seen(batch):
+            most.append(int((batch.segment >= 0).sum()))
+            return measure(batch)
+
+        return score(seen, rows, tokens=tokens, **settings)
 
     monkeypatch.setattr(online, "score", counted)
     settings = asdict(OnlineConfig(samples=4, temperature=1.0))
-    online.make(work_of(tmp_path, stages, 7, online=settings, batch=9))
-    assert most == [8, 8]
+    work = work_of(tmp_path, stages, 7, online=settings)
+    online.make(replace(work, runtime=replace(work.runtime, micro_tokens=125)))
+    assert len(most) > 4
+    assert max(most) <= 125
 
 
 def test_more_prompts_are_the_sft_posts_without_pairs(stages, tmp_path):

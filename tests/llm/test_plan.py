@@ -20,7 +20,6 @@ from llm.data.config import DataConfig
 from llm.errors import InputError
 from llm.models import new_policy, save_policy
 from llm.plan import StagePlan, StudyPlan
-from llm.presets import preset
 from llm.records import write_json
 from llm.request import Request, configure, default_seeds
 from llm.runtime import Runtime
@@ -96,30 +95,23 @@ def test_sampling_hours_by_hand():
 
 def test_memory_by_hand():
     n = SMALL.parameters
-    found = costs.train_memory(SMALL, 3, 20, 5, gpus=8, half=True)  # small: copied, not sharded
-    assert found * GIB == pytest.approx(18 * n + 3 * (20 * 2 * 64 * 34 + 5 * 100 * 8))
+    found = costs.train_memory(SMALL, 60, gpus=8, half=True)  # small: copied, not sharded
+    assert found * GIB == pytest.approx(18 * n + 60 * (2 * 64 * 34 + 100 * 12))
     large = PYTHIA["6.9b"]
-    one, eight = (costs.train_memory(large, 0, 0, 0, gpus=g, half=False) for g in (1, 8))
+    one, eight = (costs.train_memory(large, 0, gpus=g, half=False) for g in (1, 8))
     assert one * GIB == 16 * large.parameters
-    assert eight * GIB == pytest.approx((16 / 8 + 4) * large.parameters)  # + a step's whole weights
-    found = costs.score_memory(SMALL, 3, 20, 8, each=4, half=True)  # 12 of prompt, 4 completions
-    kept = (4 * 12 + 8) * 2 * 64 * 6
-    assert found * GIB == pytest.approx(6 * n + 3 * (20 * 64 * 16 + 8 * 100 * 8 + kept))
+    gathered = 2 * 4 * 50432 * 4096  # two of the largest parts: an embedding and a layer are alike
+    assert eight * GIB == pytest.approx(16 / 8 * large.parameters + gathered)
+    found = costs.score_memory(SMALL, 60, half=True)
+    assert found * GIB == pytest.approx(6 * n + 60 * (64 * 50 + 100 * 12))
+    most = costs.score_memory(large, 2**14, half=True) - costs.score_memory(large, 2**13, half=True)
+    assert most * GIB == pytest.approx(2**13 * 4096 * 50)  # no more logits than a block of them
 
 
 def test_every_stage_of_the_paper_fits_one_gpu_of_eight():
-    """Scoring 25 samples a prompt too: a batch counts completions there."""
     runtime = Runtime(gpus=8, data_parallel=8)
     plan = _plan(preset="paper", figures=FIGURES, runtime=runtime)
     assert not plan.warnings
-    shape, lengths = PYTHIA["6.9b"], Lengths(prompt=512, completion=53)
-    tokens, drawn = lengths.prompt + 2 * lengths.completion, 2 * lengths.completion
-
-    def taken(rows):
-        return costs.score_memory(shape, rows, tokens, drawn, each=2, half=True)
-
-    assert taken(64) > 80
-    assert taken(preset("paper", "text").evaluation.score_batch) < 72
 
 
 @given(st.integers(1, 10**6), st.integers(1, 30), st.sampled_from(sorted(PYTHIA)))
@@ -174,8 +166,8 @@ def test_training_costs_what_its_rows_and_epochs_say():
     assert dpo.disk_gib == pytest.approx(4 * n / GIB, rel=1e-3)
 
 
-def test_what_does_not_fit_is_warned_of_and_a_smaller_micro_batch_helps():
-    whole = _plan(runtime=Runtime(micro_batch=128)).warnings
+def test_what_does_not_fit_is_warned_of_and_fewer_tokens_a_pass_help():
+    whole = _plan(runtime=Runtime(micro_tokens=2**16)).warnings
     assert any(line.startswith("dpo[0] takes about") for line in whole)
     assert not _plan().warnings
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 from llm.config import ModelConfig, TrainConfig
 from llm.errors import InputError
-from llm.forward import _TargetLogps, collate, completion_logps, completion_rewards, token_logps
+from llm.forward import completion_logps, completion_rewards, token_logps
 from llm.models import RewardModel, autocast, load_policy, new_policy, save_policy
 from llm.objectives import PolicyObjective, Row
+from llm.packing import collate
 from llm.reference import check_reference_mark, check_reference_sample, write_reference_mark
+from llm.target_logps import TargetLogps
 from llm.train import score, train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -83,7 +85,7 @@ def test_rounded_logps_are_those_of_the_rounded_factors(seed, rows):
     weight = torch.randn(700, 16, generator=generator)
     target = torch.randint(700, (rows,), generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values, top = _TargetLogps.apply(hidden, weight, target, True)
+        values, top = TargetLogps.apply(hidden, weight, target, True)
     logits = hidden.bfloat16().double() @ weight.bfloat16().double().T
     exact = logits.log_softmax(-1)[torch.arange(rows), target]
     torch.testing.assert_close(values.double(), exact, atol=1e-5, rtol=1e-5)
@@ -96,7 +98,7 @@ def test_rounded_gradients_are_near_the_exact_ones():
     weight = torch.randn(700, 16, generator=generator, requires_grad=True)
     target = torch.randint(700, (30,), generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = _TargetLogps.apply(hidden, weight, target, True)[0]
+        values = TargetLogps.apply(hidden, weight, target, True)[0]
     ours = torch.autograd.grad(values.sum(), (hidden, weight))
     plain = torch.log_softmax(hidden @ weight.T, -1)[torch.arange(30), target]
     exact = torch.autograd.grad(plain.sum(), (hidden, weight))
@@ -116,12 +118,12 @@ def test_rewards_are_not_rounded_to_bf16():
     assert len(set(rewards.tolist())) > 10
 
 
-def _anchored(model, rows, precision, batch_size=5):
+def _anchored(model, rows, precision, tokens=60):
     values = score(
         partial(completion_logps, model),
         [(row.prompt, row.completions) for row in rows],
         pad=PAD,
-        batch_size=batch_size,
+        tokens=tokens,
         precision=precision,
     )
     return [Row(r.prompt, r.completions, v) for r, v in zip(rows, values, strict=True)]
@@ -216,7 +218,7 @@ def test_a_reference_is_known_by_its_weights_and_precision(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_sample_of_the_reference_is_computed_again(precision):
     model = _wide()
-    rows = _anchored(model, small.pairs(30), precision, batch_size=30)
+    rows = _anchored(model, small.pairs(30), precision, tokens=10**6)
     check_reference_sample(model, rows, precision=precision, pad=PAD)
     with pytest.raises(InputError, match="another model or another temperature"):
         check_reference_sample(model, rows, precision=precision, pad=PAD, temperature=0.1)
@@ -283,7 +285,7 @@ def test_the_benchmark_runs_on_a_cpu(tmp_path):
     """Every kind of step, scoring and sampling, with finite numbers in its record."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "benchmarks/llm_gpu.py", "--shape", "tiny", "--device", "cpu"]
-    command += ["--batch", "2", "--micro-batch", "1", "--steps", "1", "--prompts", "1"]
+    command += ["--batch", "2", "--micro-tokens", "600", "--steps", "1", "--prompts", "1"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "gpu.json")],

@@ -102,7 +102,6 @@ def expected_training(name: str, branch: str) -> dict[str, Any]:
 def check_training(stage: dict[str, Any], branch: str) -> None:
     want = expected_training(stage["name"], branch)
     found = stage["settings"]["train"]
-    assert found["batch_size"] // found["accumulation"] <= 8  # memory; no loss depends on it
     for key in ("batch_size", "schedule", "epochs", *ADAM):
         assert found[key] == want["train"][key], (stage["id"], key)
     assert stage["learning_rate"] == want["train"]["rate"], stage["id"]

@@ -8,10 +8,11 @@ import torch
 from llm.config import ModelConfig, TrainConfig
 from llm.data.example import Example
 from llm.errors import InputError
-from llm.forward import collate, completion_logps
+from llm.forward import completion_logps
 from llm.models import RewardModel, new_policy, weights_digest
 from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
 from llm.order import LengthSampler
+from llm.packing import collate
 from llm.stages import sft_row
 from llm.train import _check_layout, check_tracker, score, train
 
@@ -28,7 +29,9 @@ def _config(**changes):
     return TrainConfig(**{**settings, **changes})
 
 
-def _train(objective, rows, folder, *, seed=0, rate=3e-3, report=lambda f: None, **changes):
+def _train(
+    objective, rows, folder, *, seed=0, rate=3e-3, report=lambda f: None, tokens=2**13, **changes
+):
     return train(
         objective,
         rows,
@@ -38,6 +41,7 @@ def _train(objective, rows, folder, *, seed=0, rate=3e-3, report=lambda f: None,
         seed=seed,
         folder=folder,
         report=report,
+        micro_tokens=tokens,
     )
 
 
@@ -72,7 +76,7 @@ def test_dpo_starts_at_ln_2(tmp_path):
         lambda batch: completion_logps(model, batch),
         [(row.prompt, row.completions) for row in rows],
         pad=PAD,
-        batch_size=7,
+        tokens=70,
     )
     anchored = [Row(r.prompt, r.completions, v) for r, v in zip(rows, logps, strict=True)]
     history = _train(PolicyObjective(model, beta=0.05), anchored, tmp_path, epochs=4)
@@ -89,7 +93,7 @@ def test_dpo_without_reference_values_is_refused(tmp_path):
 def test_score_keeps_the_rows_order():
     model = _policy().eval()
     rows = [(row.prompt, row.completions) for row in _pairs(23)]
-    together = score(lambda b: completion_logps(model, b), rows, pad=PAD, batch_size=6)
+    together = score(lambda b: completion_logps(model, b), rows, pad=PAD, tokens=60)
     with torch.no_grad():
         for row, values in zip(rows, together, strict=True):
             alone = completion_logps(model, collate([row[0]], [row[1]], pad=PAD))[0]
@@ -157,12 +161,12 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
         _train(SupervisedObjective(model), [Row((3, 4), ((5, EOS),))] * 8, tmp_path)
 
 
-def test_accumulation_does_not_change_the_result(tmp_path):
+def test_tokens_of_a_pass_do_not_change_the_result(tmp_path):
     rows = _pairs(32)
     models = []
-    for steps in (1, 4):
+    for tokens in (10**6, 40):
         objective = PolicyObjective(_policy(), beta=0.5, with_reference=False)
-        _train(objective, rows, tmp_path / str(steps), accumulation=steps, rate=1e-3)
+        _train(objective, rows, tmp_path / str(tokens), tokens=tokens, rate=1e-3)
         models.append(objective.model)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)

@@ -28,10 +28,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from theory.errors import InputError
 from theory.explore import (
     Question,
-    best_in_hindsight,
-    draw_pairs,
     explore,
-    log_optimum,
     node_probabilities,
 )
 from theory.explore.choices import CHOICES, spec_for
@@ -80,27 +77,6 @@ def default_of(family: str) -> Family:
     horizon = choice.horizons_of(bits)[-1]
     sliders = {"bits": bits, "horizon": horizon, "complexity": level, "sharpness": 2.0}
     return spec_for(family, seed=0, **sliders)
-
-
-@pytest.mark.parametrize("family", CHOICES)
-def test_a_redraw_takes_less_than_half_a_second(family: str) -> None:
-    """Five ridges for each road, and all pictures; processor time, the better of two."""
-    spent = []
-    for _ in range(2):
-        start = time.process_time()
-        truth, question = default_of(family).draw(), Question(n_pairs=256, polish=False)
-        pairs = draw_pairs(truth, question)
-        roads = {
-            name: best_in_hindsight(truth, question, name, pairs)
-            for name in ("two_stage", "offline_all")
-        }
-        log_p = {"optimum": log_optimum(truth, 1.0)} | {k: v.log_p for k, v in roads.items()}
-        for road, value in log_p.items():
-            tree_svg(truth.tree, node_probabilities(truth.tree, value), road)
-        ranks_svg(truth.tree, log_p)
-        bars_svg({name: road.kl for name, road in roads.items()})
-        spent.append(time.process_time() - start)
-    assert min(spent) < 0.5
 
 
 def test_pictures_are_well_formed_and_say_what_the_policies_do() -> None:

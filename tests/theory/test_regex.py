@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import re
-import time
 
 import numpy as np
 import pytest
@@ -146,15 +145,13 @@ def test_any_text_is_a_pattern_or_an_input_error(text):
         assert machine.n_states == len(matched)
 
 
-def test_many_letters_are_answered_or_refused_soon():
-    """Measured in processor seconds: 300 letters at up to 4,096 sets of states."""
+def test_many_letters_are_answered_or_refused():
+    """300 letters at up to 4,096 sets of states, which took minutes before sets were bits."""
     words = tuple(f"w{i}" for i in range(300))
     pattern, tokens = "(" + "|".join(words) + "| .)* a" + " ." * 9, (*words, "a")
-    start = time.process_time()
     machine, matched = regex_automaton(pattern, tokens)
     assert (machine.n_states, int(matched.sum())) == (2**10, 2**9)
     with pytest.raises(InputError, match="more than 1,000 states"):
         regex_automaton(pattern, tokens, max_states=1_000)
     with pytest.raises(InputError, match="more than 4,096 states"):
         regex_automaton(pattern + " . . .", tokens)
-    assert time.process_time() - start < 15.0  # some 2; 147 before sets were bits

@@ -8,7 +8,8 @@ import torch
 from conftest import noisy_policy
 
 from llm.data.tokenize import encode
-from llm.forward import collate, token_logps
+from llm.forward import token_logps
+from llm.packing import collate
 from llm.sample import TransformersSampler
 from llm.sampler import Sample
 from llm.vllm_process import SamplerError

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from llm import tables
-from llm.forward import collate, completion_logps
+from llm.forward import completion_logps
 from llm.models import load_policy
+from llm.packing import collate
 from llm.sample import TransformersSampler
 from llm.vllm_sampler import VllmSampler
 
