@@ -42,6 +42,7 @@ SHAPES = {  # Pythia's, vocabulary as published (padded)
     "1.4b": (ModelConfig(hidden_size=2048, layers=24, heads=16, max_positions=2048), 50304),
     "2.8b": (ModelConfig(hidden_size=2560, layers=32, heads=32, max_positions=2048), 50688),
     "6.9b": (ModelConfig(hidden_size=4096, layers=32, heads=32, max_positions=2048), 50432),
+    "70m": (ModelConfig(hidden_size=512, layers=6, heads=8, max_positions=2048), 50304),
     "tiny": (ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=640), 300),
 }
 PROMPT, COMPLETION = (200, 512), (20, 53)  # tokens, shortest and longest; TL;DR's middle half
