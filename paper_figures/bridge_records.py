@@ -15,7 +15,8 @@ TABLE = "bridge.parquet"
 TEXT = ("cell", "part", "name", "measure")
 NUMBERS = ("value", "low", "high", "predicted", "predicted_error", "margin")
 WORDS = ("branch", "size", "relation", "outcome", "reason")
-PARTS = ("policy", "reward_model", "theorem_2_2", "likelihood", "verdict")
+LATER = ("unit", "needs")  # words that older tables have not
+PARTS = ("policy", "theorem_2_2", "likelihood", "verdict")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class BridgeRow:
     relation: str
     outcome: str
     reason: str
+    unit: str
+    needs: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,21 @@ class BridgeRecord:
             if row.measure == measure and not row.branch + row.size and row.value is not None:
                 found.setdefault(row.name, []).append(row.value)
         return {name: tuple(values) for name, values in found.items()}
+
+    def seeds(self, measure: str, name: str, cell: str) -> dict[int, float]:
+        """{seed: value} of a policy on the main branch at the main size."""
+        return {
+            row.seed: row.value
+            for row in self.of("policy", cell)
+            if (row.name, row.measure, row.branch + row.size) == (name, measure, "")
+            and row.seed is not None
+            and row.value is not None
+        }
+
+    @property
+    def verdicts(self) -> tuple[BridgeRow, ...]:
+        """Every prediction in every cell, whatever its outcome."""
+        return tuple(row for row in self.rows if row.part == "verdict")
 
     def of(self, part: str, cell: str) -> Iterator[BridgeRow]:
         """The rows of one part of one cell."""
@@ -82,5 +100,5 @@ def _row(path: Path, i: int, row: dict[str, Any]) -> BridgeRow:
         if value is not None and not (isinstance(value, float) and math.isfinite(value)):
             raise InputError(f"{where}: column {name!r} must be a finite number, got {value!r}")
     fields: dict[str, Any] = {name: row[name] for name in (*TEXT, *NUMBERS, "seed")}
-    fields |= {name: row[name] or "" for name in WORDS}
+    fields |= {name: row.get(name) or "" for name in (*WORDS, *LATER)}
     return BridgeRow(**fields)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from theory.bridge import Bridge, Cell
+from theory.bridge import Bridge, Cell, cells
+from theory.errors import InputError
 
 TABLE = "bridge.parquet"
 SCHEMA = {
@@ -15,7 +16,7 @@ SCHEMA = {
     "family": "string",
     "horizon": "int64",
     "pairs": "int64",
-    "part": "string",  # policy, reward_model, theorem_2_2, likelihood or verdict
+    "part": "string",  # policy, theorem_2_2, likelihood or verdict
     "name": "string",  # of the model, the two roads, or the quantity that is judged
     "measure": "string",  # "kl_to_optimum"; of a verdict its figure
     "branch": "string",
@@ -30,6 +31,8 @@ SCHEMA = {
     "margin": "float64",
     "outcome": "string",
     "reason": "string",
+    "unit": "string",  # of a verdict's value, interval, prediction and margin
+    "needs": "string",  # what would decide an inconclusive verdict
 }
 POLICY = (
     *("kl_to_optimum", "soft_regret", "lemma_gap", "kl_to_reference", "expected_reward"),
@@ -93,11 +96,47 @@ def _of_verdict(verdict: Any) -> dict[str, Any]:
         "margin": prediction.margin if verdict.margin is None else verdict.margin,
         "outcome": verdict.outcome,
         "reason": verdict.reason,
+        "unit": prediction.unit,
+        "needs": verdict.needs,
     }
     if measured is not None:
         found |= {name: getattr(measured, name) for name in ("value", "low", "high")}
         found["size"] = measured.size or ""
     return found
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, null for a column that it has not; none where there is no file.
+
+    Raises InputError for a file that is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return []
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable parquet file: {error}") from error
+    if "cell" not in table.column_names:
+        raise InputError(f"{path}: column 'cell' is missing: no table of the bridge")
+    return [{name: row.get(name) for name in SCHEMA} for row in table.to_pylist()]
+
+
+def merged(
+    earlier: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The found rows in the place of their cells' earlier ones; other cells stay as they were.
+
+    Cells stand in the order of `theory.bridge.cells`, unknown ones after them.
+    """
+    new = {row["cell"] for row in found}
+    rows = [*(row for row in earlier if row["cell"] not in new), *found]
+    order = [cell.name for cell in cells()]
+    return sorted(
+        rows, key=lambda row: order.index(row["cell"]) if row["cell"] in order else len(order)
+    )
 
 
 def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

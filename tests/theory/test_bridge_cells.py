@@ -7,12 +7,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from theory.__main__ import main
 from theory.bridge import EVERYWHERE, PRESETS, Bridge, Cell, cells, choose, predict, train
-from theory.bridge_rows import SCHEMA, TABLE, save_rows
+from theory.bridge_rows import SCHEMA, TABLE, load_rows, merged, save_rows
 from theory.commands.bridge import run_cells
 from theory.errors import InputError
 from theory.tasks import WalshTask
@@ -101,3 +102,51 @@ def test_the_table_has_its_columns_and_types(tmp_path: Path):
     found = pq.read_table(tmp_path / TABLE)
     assert found.column_names == list(SCHEMA)
     assert found.to_pylist() == [row]
+
+
+def line(cell: str, value: float) -> dict:
+    """One number of a cell."""
+    return {**dict.fromkeys(SCHEMA), "cell": cell, "part": "policy", "name": "dpo", "value": value}
+
+
+def test_cells_that_are_not_run_keep_their_numbers(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("theory.forecast.forecast", lambda *_: [])
+    made = iter([1.0, 2.0, 3.0])
+    measure = {"measure": "kl_to_optimum", "branch": "", "size": ""}
+    monkeypatch.setattr(
+        "theory.bridge_rows.rows_of", lambda _, cell: [{**line(cell.name, next(made)), **measure}]
+    )
+    bridge = Bridge(tmp_path, command=(sys.executable, "-c", ""))
+    first, second = cells()[1:3]
+    assert run_cells(bridge, (first, second)) == 0
+    assert run_cells(bridge, (first,)) == 0
+    found = {row["cell"]: row["value"] for row in load_rows(tmp_path / TABLE)}
+    assert found == {first.name: 3.0, second.name: 2.0}
+    again = capsys.readouterr().out.split("KL to the optimum")[-1]
+    assert first.name in again
+    assert second.name not in again  # what was not run is not printed
+
+
+def test_merged_rows_stand_in_the_order_of_the_cells():
+    names = [cell.name for cell in cells()]
+    earlier = [line(name, 0.0) for name in ("elsewhere", names[4], names[0], names[4])]
+    rows = merged(earlier, [line(names[2], 1.0), line(names[0], 1.0)])
+    assert [(row["cell"], row["value"]) for row in rows] == [
+        (names[0], 1.0), (names[2], 1.0), (names[4], 0.0), (names[4], 0.0), ("elsewhere", 0.0),
+    ]  # fmt: skip
+
+
+def test_a_broken_table_ends_the_command_before_any_work(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("theory.bridge.predict", lambda *_: pytest.fail("work has begun"))
+    (tmp_path / TABLE).write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"bridge\.parquet: not a readable parquet file"):
+        run_cells(Bridge(tmp_path), (SMALL,))
+    pq.write_table(pa.table({"x": [1]}), tmp_path / TABLE)
+    with pytest.raises(InputError, match="column 'cell' is missing"):
+        run_cells(Bridge(tmp_path), (SMALL,))
+
+
+def test_a_table_of_fewer_columns_is_read(tmp_path: Path):
+    pq.write_table(pa.table({"cell": ["a"], "value": [0.5]}), tmp_path / TABLE)
+    assert load_rows(tmp_path / TABLE) == [{**dict.fromkeys(SCHEMA), "cell": "a", "value": 0.5}]
+    assert load_rows(tmp_path / "none.parquet") == []
