@@ -222,7 +222,7 @@ def _arguments(
         adam_epsilon=config.adam_eps,
         weight_decay=0.0,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         seed=seed,
         data_seed=seed,
         use_cpu=not cuda,
