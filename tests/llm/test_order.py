@@ -137,17 +137,17 @@ def test_no_pass_of_any_step_is_above_the_budget(sampler, processes, budget, epo
     assert max(map(max, found)) <= allowed
 
 
-def _worst(sampler, accumulation, epochs=2):
-    return max(max(_passes(sampler, accumulation, 1, epoch)) for epoch in range(epochs))
+def _worst(sampler, accumulation, processes, epochs=2):
+    return max(max(_passes(sampler, accumulation, processes, epoch)) for epoch in range(epochs))
 
 
-def test_one_pass_fewer_is_above_the_budget():
-    """Passes are counted over all epochs, and a step's cut is not by rows."""
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_one_pass_fewer_is_above_the_budget(processes):
     lengths = torch.randint(2, 90, (101,), generator=torch.Generator().manual_seed(1)).tolist()
     sampler = LengthSampler(lengths, batch_size=16, seed=0)
-    passes = sampler.passes(200, 1, 2)
+    passes = sampler.passes(160, processes, 2)
     assert passes > 2
-    assert _worst(sampler, passes) <= 200 < _worst(sampler, passes - 1)
+    assert _worst(sampler, passes, processes) <= 160 < _worst(sampler, passes - 1, processes)
 
 
 def test_an_epoch_that_needs_more_passes_decides():
@@ -228,10 +228,10 @@ def test_groups_are_the_rows_of_a_prompt():
 
 
 def _sizes(seen):
-    """A measure: length of each completion plus 1/100 of its prompt's; notes each pass's tokens."""
+    """A measure: each completion's length and 1/100 of its prompt's; notes (rows, tokens) seen."""
 
     def measure(batch):
-        seen.append(int((batch.segment != FILL).sum()))
+        seen.append((len(batch.member), int((batch.segment != FILL).sum())))
         last = batch.positions[0, batch.places[:, 0]] + 1
         return (batch.completion_mask.sum(1) + last / 100)[batch.member]
 
@@ -242,14 +242,13 @@ def _sizes(seen):
 @settings(max_examples=40)
 def test_scores_are_in_the_rows_order_and_passes_below_the_budget(n, k, tokens):
     rows = [(row.prompt, row.completions) for row in _rows(n, seed=n, k=k)] if n else []
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     fractions: list[float] = []
     values = score(_sizes(seen), rows, pad=PAD, tokens=tokens, report=fractions.append)
     expected = [tuple(len(c) + len(prompt) / 100 for c in group) for prompt, group in rows]
     assert [pytest.approx(e, abs=1e-5) for e in expected] == values
-    costs = [len(prompt) + sum(map(len, group)) for prompt, group in rows]
-    assert max(seen, default=0) <= max(tokens, *costs, 0)
-    assert all(total <= tokens or total in costs for total in seen)
+    assert sum(count for count, _ in seen) == len(rows)
+    assert all(total <= tokens or count == 1 for count, total in seen)
     assert fractions == sorted(fractions)
     assert fractions[-1:] == [1.0][: len(rows)]
 
@@ -258,7 +257,7 @@ def test_more_tokens_a_pass_are_fewer_passes():
     rows = [(row.prompt, row.completions) for row in _rows(20)]
     counts = []
     for tokens in (1, 80, 10**6):
-        seen: list[int] = []
+        seen: list[tuple[int, int]] = []
         score(_sizes(seen), rows, pad=PAD, tokens=tokens)
         counts.append(len(seen))
     assert counts[0] == 20 > counts[1] > counts[2] == 1
