@@ -125,6 +125,10 @@ def test_cells_that_are_not_run_keep_their_numbers(tmp_path: Path, capsys, monke
     again = capsys.readouterr().out.split("KL to the optimum")[-1]
     assert first.name in again
     assert second.name not in again  # what was not run is not printed
+    refusing = replace(bridge, command=(sys.executable, "-c", dying(2)))
+    assert run_cells(refusing, (second, replace(second, pairs=49))) == 1
+    assert f"keeps an earlier run's numbers of: {second.name}\n" in capsys.readouterr().out
+    assert {r["cell"]: r["value"] for r in load_rows(tmp_path / TABLE)} == found
 
 
 def test_merged_rows_stand_in_the_order_of_the_cells():

@@ -93,6 +93,9 @@ def run_cells(plan: Plan, cells: tuple[Cell, ...]) -> int:
     wrong = _print(rows, plan.seeds) if rows else []
     if failed:
         print(f"failed: {', '.join(dict.fromkeys(failed))}")
+        known = {row["cell"] for row in earlier} - {row["cell"] for row in rows}
+        if stale := [name for name in dict.fromkeys(failed) if name in known]:
+            print(f"{TABLE} keeps an earlier run's numbers of: {', '.join(stale)}")
     return 1 if failed or wrong else 0
 
 
