@@ -8,6 +8,7 @@ that it sees. Any other mask (sampling, a model used by itself) is passed on to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,15 +20,18 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from llm.errors import InputError
 from llm.packing import BLOCK, Batch
 
 NAME = "all_roads_packed"
+FLEX_WIDTH = 16  # of a head; FlexAttention takes no narrower ones
 
 
 class PackedMask(BlockMask):
     """A BlockMask that also knows its tiles."""
 
     ndim = 4  # some models ask for it
+    positions: Tensor  # of the row's tokens, as the model is told
 
     @cached_property
     def tiles(self) -> list[tuple[list[int], Tensor]]:
@@ -51,9 +55,11 @@ def block_mask(batch: Batch) -> PackedMask:
         own = segment[key] == segment[query]
         return (own | (segment[key] == prompt[query])) & (key <= query)
 
-    return PackedMask.from_kv_blocks(
+    mask = PackedMask.from_kv_blocks(
         batch.blocks[None, None], batch.block_ids[None, None], BLOCK_SIZE=BLOCK, mask_mod=visible
     )
+    mask.positions = batch.positions
+    return mask
 
 
 def packed_attention(
@@ -61,16 +67,32 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
+    attention_mask: Tensor | PackedMask | None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function: (1, T, heads, width of a head), and nothing."""
-    if not isinstance(attention_mask, BlockMask):
+    """transformers' attention function: (1, T, heads, width of a head), and nothing.
+
+    Raises InputError for a model whose attention is more than softmax over the keys that are seen.
+    """
+    if not isinstance(attention_mask, PackedMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if query.is_cuda:
+    _check_plain(attention_mask, settings)
+    if query.is_cuda and query.shape[-1] >= FLEX_WIDTH:
         query, key, value = _one_type(query, key, value)
         return flex_attention_forward(module, query, key, value, attention_mask, **settings)
     return _tiled(module, query, key, value, attention_mask, **settings), None
+
+
+def _check_plain(mask: PackedMask, settings: Mapping[str, Any]) -> None:
+    """Sinks, caps and windows shorter than the texts would be left out silently."""
+    for name in ("s_aux", "softcap", "position_bias"):
+        if settings.get(name) is not None:
+            raise InputError(f"a model whose attention has {name} is not supported")
+    window = settings.get("sliding_window")
+    if window is not None and int(mask.positions.max()) >= window:
+        raise InputError(
+            f"a model that sees {window} tokens back is not supported: texts are longer"
+        )
 
 
 def _tiled(

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from llm.attention import NAME, block_mask
+from llm.errors import InputError
 from llm.models import RewardModel, backbone
-from llm.packing import Batch
+from llm.packing import Batch, collate
 from llm.target_logps import TargetLogps
+
+UNPACKED = "this kind of model cannot run several completions behind one prompt"
 
 
 def packed_states(trunk: Any, batch: Batch) -> Tensor:
@@ -59,6 +62,29 @@ def _scattered(values: Tensor, kept: Tensor) -> Tensor:
 def completion_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
     """(B, K) log-probability of each whole completion, nats, summed in fp32."""
     return token_logps(model, batch, temperature=temperature).sum(-1)[batch.member]
+
+
+@torch.no_grad()
+def check_packing(place: str, model: Any) -> None:
+    """Raise InputError for a model that gives other log-probs in a packed row than by itself.
+
+    Such models mix tokens by other means than transformers' attention interface.
+    """
+    ids = [2 + i % (int(model.config.vocab_size) - 2) for i in range(12)]
+    prompts, completions = [ids[:5], ids[5:7]], [[ids[7:9], ids[9:12]], [ids[8:11], ids[:1]]]
+    try:
+        packed = completion_logps(model.eval(), collate(prompts, completions, pad=ids[0]))
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{place}: {UNPACKED} ({type(error).__name__}: {error})") from error
+    for prompt, group, values in zip(prompts, completions, packed, strict=True):
+        for completion, value in zip(group, values.tolist(), strict=True):
+            logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].float()
+            found = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            whole = float(found.gather(1, torch.tensor(completion)[:, None]).sum())
+            if not abs(whole - value) <= 1e-4 * (1 + abs(whole)):
+                raise InputError(f"{place}: {UNPACKED} (log-prob {value:.6g}, not {whole:.6g})")
 
 
 def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:

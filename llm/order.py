@@ -92,7 +92,10 @@ class LengthSampler(torch.utils.data.Sampler):
         return len(self.lengths)
 
     def passes(self, budget: int, processes: int, epochs: int) -> int:
-        """Passes of a process that any step needs, so that none has more than `budget` tokens."""
+        """Passes of a process that any step needs, so that none has more than `budget` tokens.
+
+        A row that alone has more is a pass of its own, and the others may grow to its size.
+        """
         most, before = 1, self.epoch
         for epoch in range(epochs):
             self.set_epoch(epoch)
@@ -132,7 +135,7 @@ def cuts(costs: Sequence[int], budget: int) -> list[range]:
 
 
 def even_cuts(costs: Sequence[int], count: int) -> list[range]:
-    """`count` parts of neighbours, the dearest as cheap as can be; the last ones may be empty."""
+    """`count` parts of neighbours, the dearest as cheap as can be; none empty if there are rows."""
     low, high = max(max(costs), -(-sum(costs) // count)), sum(costs)
     while low < high:
         middle = (low + high) // 2
@@ -141,6 +144,10 @@ def even_cuts(costs: Sequence[int], count: int) -> list[range]:
         else:
             low = middle + 1
     parts = cuts(costs, low)
+    while len(parts) < min(count, len(costs)):
+        whole = max(parts, key=len)
+        middle, at = (whole.start + whole.stop) // 2, parts.index(whole)
+        parts[at : at + 1] = [range(whole.start, middle), range(middle, whole.stop)]
     return parts + [range(0)] * (count - len(parts))
 
 

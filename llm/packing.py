@@ -43,9 +43,11 @@ class Batch:
 def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]], *, pad: int) -> Batch:
     """B prompts with K completions each; what is equal stands in the row once.
 
-    pad: any token of the vocabulary, to fill up with. Raises ValueError for an empty prompt or
-    completion, and where prompts have different numbers of completions.
+    pad: any token of the vocabulary, to fill up with. Raises ValueError without rows, for an empty
+    prompt or completion, and where prompts have different numbers of completions.
     """
+    if not prompts:
+        raise ValueError("a batch without rows")
     trees: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
     member: list[list[int]] = []
     count = 0
@@ -78,6 +80,7 @@ def _laid_out(
     segment = np.arange(len(heads)).repeat(lengths)
     begins = np.where(heads, 0, lengths[owner])  # the position of a part's first token
     ids = np.array([*row, *[pad] * empty])
+    position = np.arange(len(ids)) - starts[segment] + begins[segment]
     places, kept = _places(lengths[:-1], starts, owner, heads[:-1])
     found = [number for _, _, number in parts if number is not None]
     order = np.argsort(found)  # rows by number
@@ -85,7 +88,7 @@ def _laid_out(
     blocks, block_ids = _visible_blocks(segment, owner[segment], starts, lengths)
     arrays = {
         "ids": ids[None],
-        "positions": (np.arange(len(ids)) - starts[segment] + begins[segment])[None],
+        "positions": np.where(segment < len(parts), position, 0)[None],
         "segment": np.where(segment < len(parts), segment, FILL),
         "prompt": owner[segment],
         "places": places,

@@ -13,7 +13,7 @@ from llm.config import ModelConfig
 from llm.data.config import DataConfig
 from llm.data.example import Example
 from llm.data.source import kind_of_source, load, open_tokenizer
-from llm.forward import completion_logps
+from llm.forward import check_packing, completion_logps
 from llm.models import (
     RewardModel,
     device,
@@ -142,6 +142,8 @@ def make_sft(work: Work) -> Result:
     model = new_policy(
         config, vocabulary=words["size"], eos=words["eos"], pad=words["pad"], seed=work.seed
     )
+    if config.pretrained is not None:
+        check_packing(f"--model {config.pretrained}", model)
     rows = [sft_row(e, work.train_config.on_prompt) for e in work.examples("sft")]
     return _finish(work, SupervisedObjective(model, precision=_precision(work)), rows)
 

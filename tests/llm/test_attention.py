@@ -170,7 +170,7 @@ def test_a_gpus_states_go_to_flex_attention(monkeypatch):
 
     monkeypatch.setattr(flex, "compile_friendly_flex_attention", uncompiled)
     batch = _batch(3)
-    states = _states(batch, heads=4, key_heads=2, grad=False)
+    states = _states(batch, heads=4, width=16, key_heads=2, grad=False)
     there = [tensor.as_subclass(_OnGpu) for tensor in states]
     ours, _ = packed_attention(_layer(2), *there, block_mask(batch), scaling=0.7, dropout=0.0)
     assert calls == [False]

@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 
 from llm.config import ModelConfig
 from llm.errors import InputError
-from llm.forward import completion_logps, completion_rewards, token_logps, token_measures
+from llm.forward import (
+    check_packing,
+    completion_logps,
+    completion_rewards,
+    token_logps,
+    token_measures,
+)
 from llm.losses import PairLogps, bradley_terry_loss, dpo_loss
 from llm.models import RewardModel, backbone, load_pretrained, new_policy
 from llm.objectives import PolicyObjective, RewardObjective, SupervisedObjective
@@ -424,11 +430,33 @@ def _small(name):
         "llama": lambda: tf.LlamaConfig(
             intermediate_size=64, num_key_value_heads=2, **attention, **more
         ),
-        "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **more),
+        "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **more),
         "phi": lambda: tf.PhiConfig(intermediate_size=64, **attention, **more),
+        "short window": lambda: tf.MistralConfig(
+            intermediate_size=64, num_key_value_heads=2, sliding_window=6, **attention, **more
+        ),
+        "long window": lambda: tf.MistralConfig(
+            intermediate_size=64, num_key_value_heads=2, sliding_window=99, **attention, **more
+        ),
+        "cap": lambda: tf.Gemma2Config(
+            intermediate_size=64, head_dim=8, num_key_value_heads=2, **attention, **more
+        ),
+        "no attention": lambda: tf.MambaConfig(hidden_size=32, num_hidden_layers=2, **more),
+        "another interface": lambda: tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **more),
     }
     torch.manual_seed(0)
     return _moved(tf.AutoModelForCausalLM.from_config(shapes[name]()), 0.1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "long window"])
+def test_a_model_that_packs_is_taken(name):
+    check_packing("--model here", _small(name))
+
+
+@pytest.mark.parametrize("name", ["short window", "cap", "no attention", "another interface"])
+def test_a_model_whose_packed_row_would_be_wrong_is_refused(name):
+    with pytest.raises(InputError, match=r"not supported|cannot run several completions"):
+        check_packing("--model here", _small(name))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -436,7 +464,7 @@ def test_other_causal_models_are_read_and_give_their_own_logps(name, tmp_path):
     """Grouped heads and rotary positions; absolute positions and one matrix at both ends."""
     _small(name).save_pretrained(tmp_path)
     model = load_pretrained(ModelConfig(pretrained=str(tmp_path))).eval()
-    twin, batch_of = _eager(model), _ragged(5, 2, 2, 100)
+    twin, batch_of = _eager(model), _ragged(5, 2, 2)
     ours = completion_logps(model, collate(*batch_of, pad=PAD))
     plain = _plain_logps(twin, *batch_of, "left")
     torch.testing.assert_close(ours, plain, **CLOSE)

@@ -89,6 +89,14 @@ def test_parts_of_as_many_rows_are_dearer():
     assert max(_sums(costs, by_rows)) == 41 > max(_sums(costs, even_cuts(costs, 2))) == 24
 
 
+def test_no_part_is_empty_while_there_are_rows():
+    """A pass without rows costs as much as one with a row."""
+    parts = even_cuts([1] * 64, 48)
+    assert len(parts) == 48
+    assert all(parts)
+    assert [i for part in parts for i in part] == list(range(64))
+
+
 def test_more_parts_than_rows_leaves_the_last_ones_empty():
     assert [list(part) for part in even_cuts([3, 5], 4)] == [[0], [1], [], []]
 

@@ -214,3 +214,12 @@ def test_a_block_too_few_is_noticed():
     assert _listed(batch) == expected == [{0}, {0, 1}, {0, 1, 2}, {0, 3}]
     fewer = replace(batch, blocks=batch.blocks - torch.tensor([0, 0, 0, 1], dtype=torch.int32))
     assert _listed(fewer) != expected
+
+
+def test_what_fills_the_row_points_at_no_position_that_a_model_may_lack():
+    assert (collate([[5]], [[[2, 0]]], pad=PAD).positions[0, 3:] == 0).all()
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="without rows"):
+        collate([], [], pad=PAD)
