@@ -1,6 +1,6 @@
 # make demo   the whole road on two CPU cores: theorems, a sweep, small language models, one report
 # make test   lint, types, import contracts and all tests
-# make bridge  toy forecasts against small transformers, exactly; then the report again (an hour)
+# make bridge  toy forecasts against small transformers, exactly; then the report again (20 minutes)
 # make explore  the proper-learning gap with sliders, in the browser
 # make test-vllm  the tests that need vLLM, with its CPU build in an environment of its own
 # make fmt    format the code        make clean  remove out/        make help  this list

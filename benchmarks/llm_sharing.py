@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -81,8 +80,8 @@ class Options:
     """Of a pass of ours; the peers take the best of several numbers of rows."""
     repeats: int = 3
     """Timed runs of each side, in turn, after one that is not."""
-    curve: bool = True
-    """Also the cost against the prompt's length and the number of completions."""
+    parts: tuple[Literal["time", "memory", "curve"], ...] = ("time", "memory", "curve")
+    """curve: the cost against the prompt's length and the number of completions."""
     memory_of: str | None = None
     """Used by the script itself: run this one thing and print the most memory it took."""
     json: Path | None = None
@@ -458,9 +457,12 @@ def memory_of(options: Options, name: str) -> None:
     run = MEMORY[name](Work(options))
     run()
     run()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if options.device == "cuda":
         most = torch.cuda.max_memory_allocated()
+    else:  # not ru_maxrss: a child's starts at what its parent had
+        lines = Path("/proc/self/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        most = int(status["VmHWM"].split()[0]) * 1024
     print(json.dumps({"bytes": most}))
 
 
@@ -504,10 +506,13 @@ def main(options: Options) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    peak = rate(options.device, options.precision)
-    lines = [line for what in OURS for line in rows_of(work, what, peak)]
-    lines += memory_rows(options)
-    points = curve(work) if options.curve else []
+    lines = []
+    if "time" in options.parts:
+        peak = rate(options.device, options.precision)
+        lines = [line for what in OURS for line in rows_of(work, what, peak)]
+    if "memory" in options.parts:
+        lines += memory_rows(options)
+    points = curve(work) if "curve" in options.parts else []
     figures = {"curve": points, "longest_prompt": longest, "completion": COMPLETION}
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     finish("llm_sharing", lines, PACKAGES, options.json, {**figures, "gpu": gpu})

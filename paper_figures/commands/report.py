@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,5 +39,8 @@ class Report:
         console.print(verdict_table(all_verdicts(folder)))
         if folder.study is not None and folder.study.scale_note:
             console.print(folder.study.scale_note)
+        if folder.bridge is not None:
+            counts = Counter(row.outcome for row in folder.bridge.verdicts)
+            print("bridge: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
         print(f"report: {out}")
         return 0
