@@ -74,6 +74,12 @@ def markdown(record: dict) -> str:
         note = line["note"] or line["ratio_to"]
         cells += [note, verdict(line)]
         lines.append(f"| {line['case']} | {line['name']} | {' | '.join(cells)} |")
+    points = (record.get("figures") or {}).get("curve") or []
+    if points:
+        lines.append("\n| prompt, tokens | completions | ours, s | peer, 8 rows a pass, s |")
+        lines.append("|---|---|---|---|")
+    for p in points:
+        lines.append(f"| {p['prompt']} | {p['completions']} | {p['ours']:.2f} | {p['peer']:.2f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 OURS, PEER = "#4c78a8", "#888888"
-NAMES = {"ours": "prompt once", "peer": "one row a completion, all logits"}
+NAMES = {"ours": "prompt once", "peer": "one row a completion, all logits, 8 a pass"}
 
 
 def ratios(record: dict) -> list[tuple[str, float]]:

@@ -111,6 +111,8 @@ def trl_dpo(
         texts = tuple(tuple(line[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
         if texts != (tuple(row.prompt), *map(tuple, row.completions)):
             raise AssertionError("TRL reads other tokens than ours")
+        if row.reference is not None:  # ours: its loss then shows whether its log-probs are ours
+            line["ref_chosen_logps"], line["ref_rejected_logps"] = row.reference
     return _trl_step(trainer, model, kept, micro, precision, device)
 
 

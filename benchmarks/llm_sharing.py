@@ -60,6 +60,7 @@ TARGETS = {  # (on a CPU, on a GPU): ours / peer at most; None: nothing asked
 }
 MEMORY_TARGET = 0.4
 CEILING_TARGET = 0.85
+FLOOR_TARGET = {(True, "DPO step"): 1 / 0.45}  # (on a GPU, what): 45% of the matrix peak
 Run = Callable[[], Any]
 
 
@@ -128,7 +129,8 @@ class Work:
         """One step's rows with their references."""
         taken = spread(self.texts, self.options.pairs)
         found = self.scored(partial(completion_logps, self.policy), taken)
-        return [replace(r, reference=v) for r, v in zip(taken, found, strict=True)]
+        shifted = [(a - 3.0, b + 5.0) for a, b in found]  # the loss then tells log-probs apart
+        return [replace(r, reference=v) for r, v in zip(taken, shifted, strict=True)]
 
     @cached_property
     def pools(self) -> list[Row]:
@@ -357,22 +359,18 @@ def timed(runs: dict[str, Run], repeats: int, device: str) -> dict[str, dict[str
 
 def rows_of(work: Work, what: str, peak: float) -> list[dict]:
     """The lines of one kind of work."""
-    options = work.options
-    train = what.endswith("step")
+    train, cuda = what.endswith("step"), work.device == "cuda"
     texts = work.pairs if train else work.pools
-    case = f"{what}, {options.pairs} pairs" if train else f"{what}, {options.prompts} x {EACH}"
+    case = f"{what}, {len(texts)} pairs" if train else f"{what}, {len(texts)} x {EACH}"
     print(case, file=sys.stderr, flush=True)
-    ours = OURS[what](work)
-    expected = ours()
-    runs, sizes, absent = {"ours": ours}, {}, []
-    for (kind, name), peer in PEERS.items():
-        if kind != what:
-            continue
+    runs: dict[str, Run] = {"ours": OURS[what](work)}
+    expected, sizes, absent = runs["ours"](), {}, []
+    for name in [name for kind, name in PEERS if kind == what]:
         try:
-            runs[name], sizes[name] = best_peer(work, name, peer, expected)
+            runs[name], sizes[name] = best_peer(work, name, PEERS[what, name], expected)
         except ModuleNotFoundError:
             absent.append(row(case, name, None, "", INSTALL))
-    costs = timed(runs, options.repeats, options.device)
+    costs = timed(runs, work.options.repeats, work.device)
     count = partial(
         operations,
         work.shape,
@@ -382,22 +380,21 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
         train=train,
     )
     least = 1e3 * count(shared=True) / peak
-    tokens = sum(r.tokens for r in texts)
-    seconds = costs["ours"]["median"] / 1e3
-    note = f"{tokens / seconds:,.0f} useful tokens/s, {waste(work, texts):.1%} padding; x floor"
+    speed = sum(r.tokens for r in texts) / (costs["ours"]["median"] / 1e3)
+    note = f"{speed:,.0f} useful tokens/s, {waste(work, texts):.1%} padding; x floor"
     lines = [
-        row(case, "ours", costs["ours"], "floor", note),
+        row(case, "ours", costs["ours"], "floor", note, target=FLOOR_TARGET.get((cuda, what))),
         row(case, "floor", {"min": least, "median": least}, "", f"{peak / 1e9:,.0f} GFLOP/s"),
     ]
+    ceiling = count(shared=False) / count(shared=True)
     for name, size in sizes.items():
-        against = costs["ours"]["median"] / costs[name]["median"]
-        note = f"{1 / against:.2f}x ours; {size} {'pairs' if train else 'rows'} a pass"
-        target = TARGETS[what][options.device == "cuda"]
+        ratio = costs[name]["median"] / costs["ours"]["median"]
+        note = f"{ratio:.2f}x ours; {size} {'pairs' if train else 'rows'} a pass"
+        target, value = TARGETS[what][cuda], 1 / ratio
         if name == CEILED and what != "score by reward":
-            ceiling = count(shared=False) / count(shared=True)
-            note += f"; ceiling {ceiling:.2f}x, {1 / against / ceiling:.0%} of it"
-            target, against = 1 / CEILING_TARGET, against * ceiling
-        lines.append(row(case, name, costs[name], "ours", note, target=target, value=against))
+            note += f"; ceiling {ceiling:.2f}x, {ratio / ceiling:.0%} of it"
+            target, value = 1 / CEILING_TARGET, ceiling / ratio
+        lines.append(row(case, name, costs[name], "ours", note, target=target, value=value))
     return lines + absent
 
 
@@ -413,8 +410,14 @@ def waste(work: Work, rows: Sequence[Row]) -> float:
 # --- memory --------------------------------------------------------------------------------------
 
 MEMORY: dict[str, Callable[[Work], Run]] = {
-    "ours": our_dpo,
-    "TRL DPOTrainer": lambda w: PEERS["DPO step", "TRL DPOTrainer"][0](w, w.options.pairs),
+    "ours, all pairs a pass": our_dpo,
+    "TRL DPOTrainer, all pairs a pass": lambda w: PEERS["DPO step", "TRL DPOTrainer"][0](
+        w, w.options.pairs
+    ),
+    "ours, 1 pair a pass": lambda w: our_dpo(
+        replace(w, options=replace(w.options, micro_tokens=1))
+    ),
+    "TRL DPOTrainer, 1 pair a pass": lambda w: PEERS["DPO step", "TRL DPOTrainer"][0](w, 1),
 }
 
 
@@ -431,20 +434,17 @@ def memory_rows(options: Options) -> list[dict]:
         if done.returncode:
             raise RuntimeError(f"the memory of {name}: {done.stderr[-2000:]}")
         found[name] = json.loads(done.stdout.splitlines()[-1])["bytes"]
-    ratio = found["ours"] / found["TRL DPOTrainer"]
-    notes = {name: f"{value / 2**30:.2f} GiB" for name, value in found.items()}
-    return [
-        row(case, "ours", None, "", notes["ours"]),
-        row(
-            case,
-            "TRL DPOTrainer",
-            None,
-            "",
-            f"{notes['TRL DPOTrainer']}; ours / TRL {ratio:.2f}",
-            target=MEMORY_TARGET if options.device == "cpu" else None,
-            value=ratio,
-        ),
-    ]
+    lines = []
+    for name, value in found.items():
+        ours = found[name.replace("TRL DPOTrainer", "ours")]
+        note, ratio = f"{value / 2**30:.2f} GiB", ours / value
+        if "TRL" not in name:
+            lines.append(row(case, name, None, "", note))
+            continue
+        target = MEMORY_TARGET if options.device == "cpu" else None
+        note += f"; ours / TRL {ratio:.2f}"
+        lines.append(row(case, name, None, "", note, target=target, value=ratio))
+    return lines
 
 
 def _given(options: Options) -> dict[str, Any]:

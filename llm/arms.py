@@ -17,6 +17,7 @@ from llm.records import RECORD, read_json
 
 Seed = int | None  # None: one model, shared by the seeds
 Column = dict[str, float]  # prompt or pair -> value; what has none is left out
+RETIRED = ("accumulation", "score_batch")
 ONE_POLICY = "one SFT policy a size: over seeds the reward models differ, not the policies"
 COLUMNS = {"tokens": "mean_tokens"}  # in scores.parquet -> the measure that it is a row of
 CONTROLLED = "length_controlled_win_rate"
@@ -125,9 +126,15 @@ def study_config(body: Mapping[str, Any]) -> StudyConfig:
         "judge": JudgeConfig(**body["judge"]),
         "wide": tuple(body["wide"]),
     }
-    inner |= {name: TrainConfig(**body[name]) for name in ("sft", "global_rm", "dpo")}
-    evaluation = {**body["evaluation"], "counts": tuple(body["evaluation"]["counts"])}
+    inner |= {name: TrainConfig(**_kept(body[name])) for name in ("sft", "global_rm", "dpo")}
+    evaluation = _kept(body["evaluation"])
+    evaluation["counts"] = tuple(evaluation["counts"])
     return StudyConfig(**{**body, **inner, "evaluation": EvalConfig(**evaluation)})
+
+
+def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what earlier studies wrote down and no number depended on."""
+    return {name: value for name, value in settings.items() if name not in RETIRED}
 
 
 def _index(root: Path, stages: Mapping[str, str]) -> Index:

@@ -19,7 +19,7 @@ SAVED_BYTES = 4  # a parameter kept: fp32
 CHECKPOINT_BYTES = 24  # a parameter: weights and moments, twice (the new one before the old goes)
 ACTIVATION_BYTES = 34  # a token, layer and hidden unit (Korthikanti et al. 2022, without scores)
 PASSING_BYTES = 50  # a token and hidden unit without a backward pass: one layer's at a time
-LOGIT_BYTES = 12  # a logit of the block in hand, fp32: itself, its exponential, the gradient's
+LOGIT_BYTES = 8  # a logit of the block in hand: in fp32, and as the factor of a product
 SHARDED_FROM = 2e9  # parameters: more are sharded over the GPUs (FSDP), fewer are copied (DDP)
 LOGITS = 2**27  # that exist at one time on a GPU (llm.target_logps)
 SAMPLE_BYTES = 2000  # of a stored sample: prompt, text and ids, compressed
@@ -106,10 +106,15 @@ def sample_hours(
 def train_memory(shape: Shape, tokens: float, *, gpus: int, half: bool) -> float:
     """Peak GiB a GPU. tokens: of one pass on one GPU, prompts and completions."""
     sharded = gpus if shape.parameters > SHARDED_FROM else 1
-    gathered = 2 * SAVED_BYTES * shape.layer if sharded > 1 else 0  # this layer's and the next's
-    each = TRAIN_BYTES / sharded + (HALF_BYTES / sharded if half else 0)
+    # split: two layers' weights, and weights and gradients of the two embeddings, are whole
+    whole = 2 * shape.layer + 4 * shape.embedding if sharded > 1 else 0
+    buckets = SAVED_BYTES if gpus > sharded else 0  # a copy each: gradients on their way
+    # autograd keeps every layer's 16-bit copy until the backward pass, of split layers too
+    each = TRAIN_BYTES / sharded + buckets + (HALF_BYTES if half else 0)
     layers = shape.layers * shape.hidden * ACTIVATION_BYTES * (1 if half else 2)
-    return (each * shape.parameters + gathered + tokens * layers + _logits(shape, tokens)) / GIB
+    return (
+        each * shape.parameters + SAVED_BYTES * whole + tokens * layers + _logits(shape, tokens)
+    ) / GIB
 
 
 def score_memory(shape: Shape, tokens: float, *, half: bool) -> float:
@@ -136,8 +141,9 @@ def sample_memory(shape: Shape, lengths: Lengths, machine: Machine, *, parallel:
 ASSUMPTIONS = (
     "training: 6 operations a parameter and token; scoring: 2; a pair's prompt is read once",
     "sampling: a prompt is read once, then each step reads all weights and the caches (16 bits)",
-    f"memory of training: {TRAIN_BYTES} bytes a parameter (+ {HALF_BYTES} under bf16), divided by "
-    f"the GPUs above {SHARDED_FROM / 1e9:.0f} billion parameters; {ACTIVATION_BYTES} bytes a token "
+    f"memory of training: {TRAIN_BYTES} bytes a parameter, divided by the GPUs above "
+    f"{SHARDED_FROM / 1e9:.0f} billion parameters (below, {SAVED_BYTES} more on several GPUs), "
+    f"{HALF_BYTES} more under bf16; {ACTIVATION_BYTES} bytes a token "
     f"of a pass, layer and hidden unit; {LOGIT_BYTES} for each of at most {LOGITS:,} logits",
     f"memory of scoring: weights, {PASSING_BYTES} bytes a token of a pass and hidden unit, logits",
     f"disk: {SAVED_BYTES} bytes a parameter kept, {CHECKPOINT_BYTES} while it is trained",

@@ -122,13 +122,20 @@ def _train(stage: Stage, c: Context) -> Cost:
     }.get(stage.kind, c.config.dpo)
     examples = counts.sft if stage.kind == "sft" else counts.pairs
     rate = train.learning_rate(width=shape.hidden, examples=examples)
-    part = min(c.runtime.micro_tokens, config["batch_size"] * tokens / c.runtime.gpus)
+    part = _pass(stage, c, config["batch_size"] / c.runtime.gpus, completions)
     half = config["precision"] == "bf16"
     memory = costs.train_memory(shape, part, gpus=c.runtime.gpus, half=half)
     hours = costs.train_hours(shape, rows * config["epochs"], tokens, c.machine)
     kept = costs.SAVED_BYTES * shape.parameters
     checkpoint = costs.CHECKPOINT_BYTES * shape.parameters
     return Cost(rows, steps, rate, None, hours, memory, kept, checkpoint)
+
+
+def _pass(stage: Stage, c: Context, rows: float, completions: int) -> float:
+    """The most tokens of a pass: the budget, or all rows at their longest; never below one row."""
+    limits = c.config.limits(stage.branch)
+    longest = limits.max_prompt_tokens + completions * limits.max_pair_completion_tokens
+    return max(longest, min(c.runtime.micro_tokens, rows * longest))
 
 
 # --- scoring -------------------------------------------------------------------------------------
@@ -141,7 +148,7 @@ def _score_pairs(stage: Stage, c: Context) -> Cost:
     if shape is None:
         return Cost(rows, disk=disk, hours=None, memory=None)
     hours = costs.score_hours(shape, rows, tokens, c.machine)
-    memory = costs.score_memory(shape, c.runtime.micro_tokens, half=_half(stage))
+    memory = costs.score_memory(shape, _pass(stage, c, rows, 2), half=_half(stage))
     return Cost(rows, hours=hours, memory=memory, disk=disk)
 
 
@@ -155,7 +162,9 @@ def _best_of_n(stage: Stage, c: Context) -> Cost:
         return Cost(counts.test, disk=disk, hours=None, memory=None)
     tokens = lengths.prompt + pool * lengths.generated
     hours = models * costs.score_hours(scorer, counts.test, tokens, c.machine)
-    memory = costs.score_memory(scorer, c.runtime.micro_tokens, half=_half(stage))  # one at a time
+    memory = costs.score_memory(
+        scorer, _pass(stage, c, 1e9, pool), half=_half(stage)
+    )  # one at a time
     return Cost(counts.test, hours=hours, memory=memory, disk=disk)
 
 
@@ -200,7 +209,7 @@ def _sample(stage: Stage, c: Context) -> Cost:
             tokens = lengths.prompt + each * lengths.generated
             hours += costs.score_hours(shape, prompts, tokens, c.machine)
             half = _half_sampled(stage)
-            scored = costs.score_memory(shape, c.runtime.micro_tokens, half=half)
+            scored = costs.score_memory(shape, _pass(stage, c, 1e9, each), half=half)
             memory = max(memory, scored)
         cost = replace(cost, hours=hours, memory=memory)
     if stage.settings.get("how") == "narrow" and c.config.kind == "text":

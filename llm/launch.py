@@ -74,7 +74,8 @@ def _hint(work: Work) -> str:
     more = " or more --gpus" if work.stage.kind in TRAINING else ""
     return (
         f"the memory of {processes()} GPU(s) does not suffice for {tokens} tokens at a time: "
-        f"go on with --micro-tokens {max(1, tokens // 2)}{more} (only rounding changes)"
+        f"go on with --micro-tokens {max(1, tokens // 2)}{more} (only rounding changes; "
+        "a pass takes one row at least)"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llm.errors import InputError
 
 MICRO_TOKENS = 2**13
+MOST_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Runtime:
     price_in: float = 2.5
     price_out: float = 10.0
     gpus: int = 1  # a training stage; more than one runs it under torchrun
-    micro_tokens: int = MICRO_TOKENS  # of one pass of a model, in training and scoring, at most
+    micro_tokens: int = (
+        MICRO_TOKENS  # of a pass of a model at most (or one prompt with its completions)
+    )
     tensor_parallel: int = 1  # vLLM
     data_parallel: int = 1  # vLLM
     vllm_python: str | None = None  # another environment's python that has vLLM; None: this one
@@ -38,6 +41,8 @@ class Runtime:
         for name in (*counts, "micro_tokens", "timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"runtime setting {name} = {getattr(self, name)!r} must be > 0")
+        if self.micro_tokens > MOST_TOKENS:
+            raise InputError(f"--micro-tokens {self.micro_tokens}: at most {MOST_TOKENS}")
         if self.requests_per_minute is not None and self.requests_per_minute < 1:
             raise InputError(
                 f"runtime setting requests_per_minute = {self.requests_per_minute!r} must be > 0"

@@ -24,8 +24,13 @@ class Shape:
 
     @property
     def layer(self) -> int:
-        """Parameters of one layer, or of the larger of the two embeddings with it."""
-        return max(12 * self.hidden**2, self.vocabulary * self.hidden)
+        """Parameters of one layer, its norms and biases left out."""
+        return 12 * self.hidden**2
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of one of the two embeddings."""
+        return self.vocabulary * self.hidden
 
     @property
     def cache_bytes(self) -> int:

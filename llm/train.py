@@ -146,10 +146,11 @@ def train(
     the same folder ends with the same weights as an unbroken one. Under torchrun every process
     calls it, and the step is still one of `config.batch_size` rows.
 
-    micro_tokens: of a pass at most. accumulation: passes of a process a step, in place of as many
-    as that takes. Both change rounding alone. shard: weights, gradients and optimizer states are
-    split over the processes (FSDP), in place of a copy each (DDP). save: whether checkpoints are
-    written. tracker: see `check_tracker`; TensorBoard's files go to tracker_folder.
+    micro_tokens: of a pass at most; a row with more is one by itself. accumulation: passes of a
+    process a step, in place of as many as that takes. Both change rounding alone. shard: weights,
+    gradients and optimizer states are split over the processes (FSDP), in place of a copy each
+    (DDP). save: whether checkpoints are written. tracker: see `check_tracker`; TensorBoard's files
+    go to tracker_folder.
     """
     reporters, callbacks = _trackers(tracker, tracker_folder)
     sampler = LengthSampler(

@@ -449,3 +449,10 @@ def test_seeds_that_agree_on_few_prompts_decide_nothing_about_others(sampled: bo
         assert measured.low > 0
         assert (measured.over_prompts is not None) == sampled
         assert (verdict.needs is not None) == sampled
+
+
+def test_a_study_of_before_the_packed_forward_is_still_read():
+    """It holds settings that are gone, on which no number depended."""
+    folder = Path(__file__).parents[2] / "notebooks" / "study"
+    assert "accumulation" in json.loads((folder / "study.json").read_text())["config"]["dpo"]
+    assert of_study(folder).seeds == (0, 1, 2)

@@ -96,14 +96,16 @@ def test_sampling_hours_by_hand():
 def test_memory_by_hand():
     n = SMALL.parameters
     found = costs.train_memory(SMALL, 60, gpus=8, half=True)  # small: copied, not sharded
-    assert found * GIB == pytest.approx(18 * n + 60 * (2 * 64 * 34 + 100 * 12))
+    assert found * GIB == pytest.approx(22 * n + 60 * (2 * 64 * 34 + 100 * 8))
     large = PYTHIA["6.9b"]
     one, eight = (costs.train_memory(large, 0, gpus=g, half=False) for g in (1, 8))
     assert one * GIB == 16 * large.parameters
-    gathered = 2 * 4 * 50432 * 4096  # two of the largest parts: an embedding and a layer are alike
-    assert eight * GIB == pytest.approx(16 / 8 * large.parameters + gathered)
+    whole = 4 * (2 * 12 * 4096**2 + 4 * 50432 * 4096)  # two layers; embeddings, their gradients
+    assert eight * GIB == pytest.approx(16 / 8 * large.parameters + whole)
+    both = [costs.train_memory(large, 0, gpus=8, half=half) for half in (True, False)]
+    assert (both[0] - both[1]) * GIB == pytest.approx(2 * large.parameters)  # not split
     found = costs.score_memory(SMALL, 60, half=True)
-    assert found * GIB == pytest.approx(6 * n + 60 * (64 * 50 + 100 * 12))
+    assert found * GIB == pytest.approx(6 * n + 60 * (64 * 50 + 100 * 8))
     most = costs.score_memory(large, 2**14, half=True) - costs.score_memory(large, 2**13, half=True)
     assert most * GIB == pytest.approx(2**13 * 4096 * 50)  # no more logits than a block of them
 
