@@ -131,6 +131,29 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, make):
     assert history == unbroken
 
 
+def test_a_killed_run_may_go_on_with_other_passes(tmp_path):
+    """Another number of tokens a pass, as the advice for too little memory says."""
+    rows = _pairs(64)
+
+    def kill(fraction):
+        if fraction >= 0.8:
+            raise _KilledError
+
+    def run(folder, **settings):
+        objective = RewardObjective(RewardModel(_policy(), seed=3))
+        history = _train(objective, rows, folder, epochs=2, save_steps=5, **settings)
+        return history, objective.model
+
+    history, whole = run(tmp_path / "whole")
+    with pytest.raises(_KilledError):
+        run(tmp_path / "broken", report=kill)
+    again, resumed = run(tmp_path / "broken", tokens=40)
+    assert [entry["step"] for entry in again] == [entry["step"] for entry in history]
+    assert [e["loss"] for e in again] == pytest.approx([e["loss"] for e in history], abs=1e-5)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
 def test_a_checkpoint_cut_short_by_a_kill_is_passed_over(tmp_path):
     """The newest checkpoint has weights but no state yet: the older one is resumed."""
     rows = _pairs(64)
