@@ -394,6 +394,7 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
         if name == CEILED and what != "score by reward":
             note += f"; ceiling {ceiling:.2f}x, {ratio / ceiling:.0%} of it"
             target, value = 1 / CEILING_TARGET, ceiling / ratio
+        target = None if target is None else round(target, 3)
         lines.append(row(case, name, costs[name], "ours", note, target=target, value=value))
     return lines + absent
 

@@ -60,7 +60,7 @@ def verdict(line: dict) -> str:
     if line["target"] is None:
         return ""
     reached = line["value"] if line["value"] is not None else line["ratio"]["min"]
-    return f"target {line['target']:.3g}: {'met' if reached <= line['target'] else 'missed'}"
+    return f"target {line['target']}: {'met' if reached <= line['target'] else 'missed'}"
 
 
 def add_ratios(rows: list[dict]) -> None:
