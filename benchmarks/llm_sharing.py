@@ -12,6 +12,7 @@ one pass over the distinct tokens at the measured rate of one large matrix produ
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -202,21 +203,14 @@ def our_step(work: Work, objective: Objective, rows: Sequence[Row]) -> Run:
 
 
 def our_dpo(work: Work) -> Run:
-    return our_step(
-        work, PolicyObjective(_copy(work.policy), beta=BETA, precision=work.options.precision),
-        work.pairs,
-    )  # fmt: skip
+    model = copy.deepcopy(work.policy)
+    objective = PolicyObjective(model, beta=BETA, precision=work.options.precision)
+    return our_step(work, objective, work.pairs)
 
 
 def our_reward(work: Work) -> Run:
-    model = RewardModel(_copy(work.policy), seed=0)
+    model = RewardModel(copy.deepcopy(work.policy), seed=0)
     return our_step(work, RewardObjective(model, precision=work.options.precision), work.pairs)
-
-
-def _copy(model: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def _setting(work: Work) -> dict[str, Any]:

@@ -74,8 +74,6 @@ def check_packing(place: str, model: Any) -> None:
     prompts, completions = [ids[:5], ids[5:7]], [[ids[7:9], ids[9:12]], [ids[8:11], ids[:1]]]
     try:
         packed = completion_logps(model.eval(), collate(prompts, completions, pad=ids[0]))
-    except InputError:
-        raise
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{place}: {UNPACKED} ({type(error).__name__}: {error})") from error
     for prompt, group, values in zip(prompts, completions, packed, strict=True):

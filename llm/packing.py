@@ -59,30 +59,30 @@ def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]], *, pad
             if ids not in tree:
                 tree[ids], count = count, count + 1
         member.append([tree[tuple(ids)] for ids in group])
-    return _laid_out(trees, count, torch.tensor(member), pad)
+    return _laid_out(trees, torch.tensor(member), pad)
 
 
 def _laid_out(
-    trees: dict[tuple[int, ...], dict[tuple[int, ...], int]], count: int, member: Tensor, pad: int
+    trees: dict[tuple[int, ...], dict[tuple[int, ...], int]], member: Tensor, pad: int
 ) -> Batch:
     """The row of prompts and their completions (completion -> its number)."""
     parts = [
-        (ids, prompt, number)
+        (ids, number)
         for prompt, tree in trees.items()
         for ids, number in ((prompt, None), *tree.items())
     ]
-    row = [token for ids, _, _ in parts for token in ids]
+    row = [token for ids, _ in parts for token in ids]
     empty = -len(row) % BLOCK
-    lengths = np.array([*(len(ids) for ids, _, _ in parts), empty])
+    lengths = np.array([*(len(ids) for ids, _ in parts), empty])
     starts = lengths.cumsum() - lengths
-    heads = np.array([*(number is None for _, _, number in parts), True])  # a prompt, or the fill
+    heads = np.array([*(number is None for _, number in parts), True])  # a prompt, or the fill
     owner = np.maximum.accumulate(np.where(heads, np.arange(len(heads)), 0))
     segment = np.arange(len(heads)).repeat(lengths)
     begins = np.where(heads, 0, lengths[owner])  # the position of a part's first token
     ids = np.array([*row, *[pad] * empty])
     position = np.arange(len(ids)) - starts[segment] + begins[segment]
     places, kept = _places(lengths[:-1], starts, owner, heads[:-1])
-    found = [number for _, _, number in parts if number is not None]
+    found = [number for _, number in parts if number is not None]
     order = np.argsort(found)  # rows by number
     places, kept = places[order], kept[order]
     blocks, block_ids = _visible_blocks(segment, owner[segment], starts, lengths)

@@ -33,7 +33,7 @@ from llm.reference import (
     read_reference,
     write_reference_mark,
 )
-from llm.train import is_main, processes, score, train
+from llm.train import is_main, processes, train
 from llm.work import Work
 
 PARTS = ("sft", "pairs", "validation_pairs", "test")
@@ -158,18 +158,10 @@ def sft_row(example: Example, on_prompt: bool) -> Row:
 
 def make_reference(work: Work) -> Result:
     """The SFT policy's log-probs of all pairs, once for every stage that needs them."""
-    model = load_policy(work.inputs["policy"]).to(device()).eval()
+    model = load_policy(work.inputs["policy"])
     for part in ("pairs", "validation_pairs"):
         rows = [(e.prompt_ids, e.completion_ids) for e in work.examples(part)]
-        values = score(
-            partial(completion_logps, model),
-            rows,
-            pad=work.vocabulary["pad"],
-            tokens=work.runtime.micro_tokens,
-            device=device(),
-            precision=_precision(work),
-            report=work.report,
-        )
+        values = evaluate.scored(work, partial(completion_logps, model), model, rows)
         columns = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in values]
         tables.write_rows(work.folder / f"{part}.parquet", columns)
     write_reference_mark(work.folder, model, _precision(work))

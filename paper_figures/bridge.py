@@ -23,10 +23,9 @@ from paper_figures.prose import (
     tally,
 )
 from paper_figures.style import Picture, label
+from theory.predictions import SURE, TAIL, foreseen
 
 POLICIES = ("sft", "dpo", "dpo_2x", "online_dpo_sft", "online_dpo_dpo", "local_rm_policy")
-SURE = 2.0  # standard errors of a forecast
-TAIL = 0.025  # of a 95% interval's chance, on the side that contradicts
 CAPTION = (
     "Verdicts: each claim says that its difference is above 0, unless it says otherwise; in "
     "brackets the figure of the paper. Predicted against measured: the toy forecast's value, and "
@@ -284,11 +283,9 @@ def _contradiction(row: BridgeRow) -> str:
 
 def _foreseen(row: BridgeRow) -> bool:
     """Whether the forecast lies where the measurement does, against the claim, and surely so."""
-    if row.predicted is None or row.value is None:
-        return False
-    least = (row.margin or 0.0) if row.relation == "equal" else 0.0
-    least += SURE * (row.predicted_error or 0.0)
-    return row.predicted * row.value > 0 and abs(row.predicted) > least
+    return foreseen(
+        row.predicted, row.predicted_error, row.value, relation=row.relation, margin=row.margin
+    )
 
 
 def _by_chance(rows: Sequence[BridgeRow]) -> str:

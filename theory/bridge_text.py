@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from theory import predictions
+from theory.predictions import SURE, TAIL
+
 WIDTH = 80  # characters of the narrowest terminal that is served
 Row = dict[str, Any]  # a row of bridge.parquet
 ARMS = {  # head of its column
@@ -25,8 +28,6 @@ ROADS = {
     ("other seed: dpo to dpo", "moved"): "DPO moved\nfrom SFT",
 }
 JUDGED = ("supported", "contradicted", "inconclusive")
-SURE = 2.0  # standard errors of a forecast
-TAIL = 0.025  # of a 95% interval's chance, on the side that contradicts
 
 
 def lines_of(rows: Sequence[Row], seeds: int) -> Iterator[str]:
@@ -228,11 +229,13 @@ def _contradicted(rows: Sequence[Row]) -> Iterator[str]:
 
 def foreseen(row: Row) -> bool:
     """Whether a contradicted claim's forecast lies where the measurement does, and surely so."""
-    predicted, value = row["predicted"], row["value"]
-    if predicted is None or value is None:
-        return False
-    least = (row["margin"] or 0.0) if row["relation"] == "equal" else 0.0
-    return predicted * value > 0 and abs(predicted) > least + SURE * (row["predicted_error"] or 0.0)
+    return predictions.foreseen(
+        row["predicted"],
+        row["predicted_error"],
+        row["value"],
+        relation=row["relation"],
+        margin=row["margin"],
+    )
 
 
 def by_chance(rows: Sequence[Row]) -> str:

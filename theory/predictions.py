@@ -19,6 +19,8 @@ Outcome = Literal[
 ]
 RELATIONS = ("greater", "less", "equal")
 WITHIN_ROUNDING = "the interval lies within rounding of 0"
+SURE = 2.0  # standard errors of a prediction
+TAIL = 0.025  # of a 95% interval's chance, on the side that contradicts
 MANY = 1000.0  # beyond this, "times the prompts" is no advice
 ROUNDING = 1e-6  # a difference of log-probabilities in single precision, or of what they make
 
@@ -179,6 +181,24 @@ def _more_prompts(
     if not times < MANY:
         return None
     return f"about {max(times, 1.1):.1f} times the prompts, if their spread stays as it is"
+
+
+def foreseen(
+    predicted: float | None,
+    error: float | None,
+    value: float | None,
+    *,
+    relation: str,
+    margin: float | None,
+) -> bool:
+    """Whether a contradicted claim's prediction lies where the measurement does, and surely so.
+
+    By more than SURE standard errors, and for "equal" beyond the margin; all in one unit.
+    """
+    if predicted is None or value is None:
+        return False
+    least = (margin or 0.0) if relation == "equal" else 0.0
+    return predicted * value > 0 and abs(predicted) > least + SURE * (error or 0.0)
 
 
 def _needs(measurement: Measurement) -> str | None:

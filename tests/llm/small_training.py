@@ -35,6 +35,15 @@ def policy(seed: int = 0) -> Any:
     return new_policy(SHAPE, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=seed)
 
 
+def moved(model: Any, spread: float) -> Any:
+    """The same model, far from its symmetric start; ready to score."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
 def pairs(n: int, seed: int = 0, reference: tuple[float, float] | None = None) -> list[Row]:
     """Random pairs of ragged lengths, every one ended by EOS; some share their prompt."""
     generator = torch.Generator().manual_seed(seed)

@@ -20,6 +20,7 @@ from llm.config import ModelConfig
 from llm.forward import completion_logps, packed_states
 from llm.models import backbone, load_policy, new_policy, save_policy
 from llm.packing import collate
+from tests.llm.small_training import moved
 
 EOS, PAD, VOCABULARY = 0, 1, 50
 UNCOMPILED = "ignore:flex_attention called without torch.compile"
@@ -213,11 +214,7 @@ def test_completions_that_see_each_other_give_other_numbers():
 def policy():
     config = ModelConfig(hidden_size=32, layers=2, heads=2, max_positions=512)
     model = new_policy(config, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=3)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return moved(model, 0.3)
 
 
 def _left_padded():

@@ -30,24 +30,16 @@ from llm.models import RewardModel, backbone, load_pretrained, new_policy
 from llm.objectives import PolicyObjective, RewardObjective, SupervisedObjective
 from llm.packing import BLOCK, collate
 from llm.train import score
+from tests.llm.small_training import moved
 
 PAD, EOS, VOCABULARY = 1, 0, 97
 LONG = ModelConfig(hidden_size=64, layers=2, heads=2, max_positions=1024)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def _moved(model, spread):
-    """The same model, far from its symmetric start."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def policy():
-    return _moved(new_policy(LONG, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=3), 0.1)
+    return moved(new_policy(LONG, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=3), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +437,7 @@ def _small(name):
         "another interface": lambda: tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **more),
     }
     torch.manual_seed(0)
-    return _moved(tf.AutoModelForCausalLM.from_config(shapes[name]()), 0.1)
+    return moved(tf.AutoModelForCausalLM.from_config(shapes[name]()), 0.1)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "long window"])

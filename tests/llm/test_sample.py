@@ -9,6 +9,7 @@ from llm.errors import InputError
 from llm.models import new_policy, save_policy
 from llm.runtime import Runtime
 from llm.sample import BLOCK, TransformersSampler, draw_tokens, open_sampler
+from tests.llm.small_training import moved
 
 PAD, EOS, VOCABULARY = 1, 0, 23
 
@@ -17,11 +18,7 @@ PAD, EOS, VOCABULARY = 1, 0, 23
 def policy():
     config = ModelConfig(hidden_size=32, layers=2, heads=1, max_positions=64)
     model = new_policy(config, vocabulary=VOCABULARY, eos=EOS, pad=PAD, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return moved(model, 0.3)
 
 
 def _sampler(policy, batch_prompts=3):
