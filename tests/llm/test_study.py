@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -146,19 +148,42 @@ def test_a_second_run_trains_nothing(study):
     assert {path: path.stat().st_mtime_ns for path in out.glob("stages/*/*")} == before
 
 
-def _kill_when(process: subprocess.Popen, seen, *, seconds: float = 240.0) -> bool:
-    """SIGKILL the study as soon as `seen()` holds; False if it ended by itself."""
+def _wait_for(seen, process: subprocess.Popen, *, seconds: float = 240.0) -> None:
+    """Return as soon as `seen()` holds in the running study."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            return False
-        if seen():
-            process.kill()  # the parent alone: its workers must notice and end
-            process.wait()
-            time.sleep(1.0)
-            return True
+    while not seen():
+        assert process.poll() is None, "the study ended before it was seen"
+        assert time.monotonic() < end, "nothing to kill within the time"
         time.sleep(0.005)
-    raise AssertionError("nothing to kill within the time")
+
+
+def _kill_parent(seen, process: subprocess.Popen) -> None:
+    """SIGKILL the parent alone: its workers must notice and end."""
+    _wait_for(seen, process)
+    process.kill()
+    process.wait()
+
+
+def _kill_all(seen, process: subprocess.Popen) -> None:
+    """SIGKILL every process of the study while `seen()` holds: they stand still before we look."""
+    while True:
+        _wait_for(seen, process)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(0.1)  # a signal takes effect a moment after it is sent
+        if seen():
+            break
+        os.killpg(process.pid, signal.SIGCONT)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _states_at_rest(out: Path, *, seconds: float = 60.0) -> set[str]:
+    """The states of a killed study, once its workers have noticed."""
+    end = time.monotonic() + seconds
+    while "running" in (found := {stage.state for stage in states(out)}):
+        assert time.monotonic() < end, "a worker outlived its parent"
+        time.sleep(0.05)
+    return found
 
 
 def test_killed_while_training_and_while_sampling_it_ends_the_same(study, tmp_path):
@@ -177,11 +202,12 @@ def test_killed_while_training_and_while_sampling_it_ends_the_same(study, tmp_pa
     def inside_sampling():
         return list(out.glob("stages/.online_pairs_*.partial/running.json"))
 
-    killed = [_kill_when(start(), seen) for seen in (inside_training, inside_sampling)]
-    assert all(killed)
-    dead = {stage.state for stage in states(out)}
+    _kill_parent(inside_training, start())
+    assert "failed" not in _states_at_rest(out)
+    _kill_all(inside_sampling, start())
+    dead = _states_at_rest(out)
     assert "died" in dead
-    assert not dead & {"running", "failed"}
+    assert "failed" not in dead
     last = start()
     assert last.wait(timeout=400) == 0, (tmp_path / "log").read_text()
     assert _content(out) == _content(whole)
