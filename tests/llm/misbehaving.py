@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-SLOW = 1.0  # seconds; a test's client waits less
+SLOW = 6.0  # seconds; a test's client waits less
 KEY = "sk-secret-of-the-tests-0123456789"
 
 
