@@ -25,17 +25,17 @@ import tyro
 from timing import machine, version
 
 from llm.config import ModelConfig, TrainConfig
-from llm.forward import completion_logps, completion_rewards
-from llm.models import RewardModel, autocast, new_policy
-from llm.objectives import (
+from llm.models.build import RewardModel, autocast, new_policy
+from llm.models.forward import completion_logps, completion_rewards
+from llm.sampling.sample import TransformersSampler
+from llm.training.objectives import (
     Objective,
     PolicyObjective,
     RewardObjective,
     Row,
     SupervisedObjective,
 )
-from llm.sample import TransformersSampler
-from llm.train import score, train
+from llm.training.train import score, train
 
 EOS, PAD = 0, 1
 SHAPES = {  # Pythia's, vocabulary as published (padded)
@@ -123,7 +123,7 @@ class Clock:
 
 
 def training(what: str, options: Options) -> Line:
-    """Whole steps of `llm.train`, the first left out of the time."""
+    """Whole steps of `llm.training.train`, the first left out of the time."""
     shape, vocabulary = SHAPES[options.shape]
     batch = options.batch or (64 if what == "global_rm" else 128)
     rows = random_rows(batch * (1 + options.steps), vocabulary, 1 if what == "sft" else 2)

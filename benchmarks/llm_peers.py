@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm.losses import PairLogps, dpo_loss
-from llm.models import RewardModel, autocast, backbone
-from llm.objectives import Row
-from llm.target_logps import TargetLogps
+from llm.models.build import RewardModel, autocast, backbone
+from llm.models.target_logps import TargetLogps
+from llm.training.losses import PairLogps, dpo_loss
+from llm.training.objectives import Row
 
 Ids = Sequence[int]
 Lines = Sequence[tuple[Ids, Ids]]  # (prompt, completion)

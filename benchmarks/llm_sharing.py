@@ -43,12 +43,12 @@ from llm_peers import (
 from timing import INSTALL, finish, row, version
 
 from llm.errors import InputError
-from llm.forward import completion_logps, completion_rewards
-from llm.models import RewardModel, new_policy
-from llm.objectives import Objective, PolicyObjective, RewardObjective, Row
-from llm.order import Collator, cuts
-from llm.shapes import Shape, neox
-from llm.train import score
+from llm.models.build import RewardModel, new_policy
+from llm.models.forward import completion_logps, completion_rewards
+from llm.models.shapes import Shape, neox
+from llm.training.objectives import Objective, PolicyObjective, RewardObjective, Row
+from llm.training.order import Collator, cuts
+from llm.training.train import score
 
 BETA = 0.05
 EACH = 25  # completions a prompt that are scored
@@ -187,7 +187,7 @@ def real_rows(count: int, vocabulary: int) -> list[Row]:
 
 
 def our_step(work: Work, objective: Objective, rows: Sequence[Row]) -> Run:
-    """A step as `llm.train` takes it: packed passes of at most micro_tokens."""
+    """A step as `llm.training.train` takes it: packed passes of at most micro_tokens."""
     objective.to(work.device).train()
     order = sorted(rows, key=lambda r: r.tokens)
     collate = Collator(PAD)

@@ -1,4 +1,4 @@
-"""Frozen settings of a study; the presets that fill them are in `llm.presets`.
+"""Frozen settings of a study; the presets that fill them are in `llm.protocol.presets`.
 
 A derived value (a small model's learning rate, the number of steps) is computed, never stored.
 """

@@ -13,7 +13,7 @@ import tyro
 from llm.errors import InputError
 
 if TYPE_CHECKING:
-    from llm.compare import Report
+    from llm.results.compare import Report
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Compare:
 
     def run(self) -> int:
         """Exit code: 0, or 2 for bad input; a verdict against theory is a result, no failure."""
-        from llm.compare_text import lines
+        from llm.results.compare_text import lines
 
         if (self.study is None) == (not self.table):
             raise InputError("compare needs either a study's folder or --table FILE [FILE ...]")
@@ -57,8 +57,8 @@ class Compare:
         return 0
 
     def _of_study(self, study: Path) -> Report:
-        from llm.compare import SHIPPED, check_predictions, compare_study
         from llm.records import read_json
+        from llm.results.compare import SHIPPED, check_predictions, compare_study
 
         predictions = self.predictions or SHIPPED
         try:
@@ -70,8 +70,8 @@ class Compare:
         return compare_study(study, predictions)
 
     def _of_tables(self) -> Report:
-        from llm.compare import SHIPPED, read_predictions, report, write
-        from llm.external import of_tables
+        from llm.results.compare import SHIPPED, read_predictions, report, write
+        from llm.results.external import of_tables
 
         predictions = read_predictions(self.predictions or SHIPPED)
         found = report(of_tables(self.table), predictions)

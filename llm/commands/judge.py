@@ -40,12 +40,13 @@ class Judge:
         """Exit code: 0 when every comparison is judged, 2 for bad input."""
         import tempfile
 
-        from llm import judged, tables
+        from llm import tables
         from llm.config import JudgeConfig
         from llm.judge import reach_judge
+        from llm.protocol.stage import Stage
         from llm.records import check_writable
-        from llm.stage import Stage
-        from llm.work import Work
+        from llm.stages import judged
+        from llm.stages.work import Work
 
         check_writable(self.out)
         rows = _joined(self.samples, self.against)

@@ -11,7 +11,7 @@ import tyro
 from llm.runtime import Runtime
 
 if TYPE_CHECKING:
-    from llm.study import Request
+    from llm.study.study import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Options:
 
     def request(self, **more: object) -> Request:
         """The study that is asked for."""
-        from llm.study import Request
+        from llm.study.study import Request
 
         names = ("out", "preset", "data", "short_task", "rouge_task", "tokenizer", "model")
         names += ("judge", "jobs", "runtime")

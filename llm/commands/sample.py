@@ -52,10 +52,10 @@ class Sample:
         from llm import tables
         from llm.config import EvalConfig
         from llm.errors import InputError
-        from llm.evaluate import SAMPLES, draw, sample_rows, task_of
+        from llm.protocol.stage import Stage
         from llm.records import check_writable
-        from llm.stage import Stage
-        from llm.work import Work
+        from llm.stages.evaluate import SAMPLES, draw, sample_rows, task_of
+        from llm.stages.work import Work
 
         _needs(self.data, f"{self.part}.parquet", "vocabulary.json", "tokenizer")
         _needs(self.model, "config.json", "model.safetensors")

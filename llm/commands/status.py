@@ -26,13 +26,13 @@ class Status:
 
     def run(self) -> int:
         """Exit code: 0 if nothing failed or died, 1 if something did, 2 for no study."""
-        from llm.state import states
+        from llm.running.state import states
 
         found = states(self.study)
         if self.json:
             print(json.dumps([asdict(stage) for stage in found], indent=1))
         else:
-            from llm.plan_text import print_states
+            from llm.study.plan_text import print_states
 
             print_states(self.study, found)
         return 1 if any(stage.state in ("failed", "died") for stage in found) else 0

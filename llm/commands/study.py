@@ -10,8 +10,8 @@ from typing import Annotated
 import tyro
 
 from llm.commands.options import Options
-from llm.costs import Machine
 from llm.errors import InputError
+from llm.study.costs import Machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Study(Options):
 
     def run(self) -> int:
         """Exit code: 0 when every stage is done, 1 when one failed, 2 for bad input."""
-        from llm.request import default_seeds
-        from llm.study import planned, run_study
+        from llm.study.request import default_seeds
+        from llm.study.study import planned, run_study
 
         request = self.request(
             figures=self.figures,
@@ -64,7 +64,7 @@ class Study(Options):
         if self.json:
             print(json.dumps(plan.to_json(), indent=1, allow_nan=False))
         else:
-            from llm.plan_text import print_plan
+            from llm.study.plan_text import print_plan
 
             print_plan(plan)
         return 0

@@ -33,7 +33,7 @@ class Train(Options):
     def run(self) -> int:
         """Exit code: 0 when the model is there, 1 when a stage failed, 2 for bad input."""
         from llm.errors import InputError
-        from llm.study import run_study
+        from llm.study.study import run_study
 
         seed = 0
         if "[" in self.stage:

@@ -21,7 +21,7 @@ FOLDER = "verdicts"  # of the study
 
 
 class Stage(Protocol):
-    """What a stage knows (`llm.work.Work`)."""
+    """What a stage knows (`llm.stages.work.Work`)."""
 
     @property
     def settings(self) -> Mapping[str, Any]: ...

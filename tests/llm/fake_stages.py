@@ -7,12 +7,12 @@ import signal
 import time
 from pathlib import Path
 
-from llm.execute import Plan
-from llm.graph import keys
+from llm.protocol.graph import keys
+from llm.protocol.stage import Stage
 from llm.pulse import beating
 from llm.records import Store, write_json
+from llm.running.execute import Plan
 from llm.runtime import Runtime
-from llm.stage import Stage
 
 
 def stage(name: str, *inputs: str, kind: str = "sft", cost: float = 1.0, **does: object) -> Stage:

@@ -9,10 +9,10 @@ from typing import Any
 
 from llm.config import ModelConfig, OnlineConfig
 from llm.data.config import DataConfig
-from llm.graph import Stage
-from llm.models import RewardModel, new_policy, save_policy, save_reward_model
-from llm.stages import make_data
-from llm.work import Work
+from llm.models.build import RewardModel, new_policy, save_policy, save_reward_model
+from llm.protocol.graph import Stage
+from llm.stages.kinds import make_data
+from llm.stages.work import Work
 
 SAMPLING = {"sampler": "transformers", "precision": "fp32"}
 SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=768)

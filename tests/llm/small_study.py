@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from llm import presets
 from llm.__main__ import main
 from llm.config import ModelConfig, OnlineConfig, StudyConfig
 from llm.data.config import DataConfig
+from llm.protocol import presets
 
 
 def small(kind: str) -> StudyConfig:

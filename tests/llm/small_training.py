@@ -14,15 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from llm.config import ModelConfig, TrainConfig
-from llm.models import RewardModel, new_policy, whole_state
-from llm.objectives import (
+from llm.models.build import RewardModel, new_policy, whole_state
+from llm.training.objectives import (
     Objective,
     PolicyObjective,
     RewardObjective,
     Row,
     SupervisedObjective,
 )
-from llm.train import is_main, processes, train
+from llm.training.train import is_main, processes, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=2, heads=2, max_positions=32)

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from llm import best_of_n, tables
-from llm.best_of_n import accuracy_on_pairs, best_of_each, best_of_leaves, best_weights
+from llm import tables
 from llm.data.task_file import read_task
 from llm.errors import InputError
+from llm.stages import best_of_n
+from llm.stages.best_of_n import accuracy_on_pairs, best_of_each, best_of_leaves, best_weights
 
 SCORES = st.lists(st.integers(0, 4).map(float), min_size=1, max_size=6)
 
@@ -121,8 +122,8 @@ def test_a_pool_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_every_evaluation_of_a_branch_has_one_length() -> None:
     """One length of generated text for all methods of a comparison, whatever made the policy."""
     from llm.config import FIGURES
-    from llm.graph import build
-    from llm.presets import PRESETS, preset
+    from llm.protocol.graph import build
+    from llm.protocol.presets import PRESETS, preset
 
     for name, kind in itertools.product(PRESETS, ("task", "text")):
         config = preset(name, kind)

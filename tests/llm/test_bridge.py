@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from llm.presets import preset
+from llm.protocol.presets import preset
 from theory.predictions import load_predictions
 
 SCRIPT = Path(__file__).with_name("small_study.py")

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm import arms, hypotheses, tables
+from llm import tables
 from llm.__main__ import main
-from llm.arms import of_study, study_config
-from llm.compare import Report, compare_study, report
-from llm.compare_text import lines
 from llm.config import FIGURES, StudyConfig
 from llm.errors import InputError
-from llm.graph import build
-from llm.presets import PRESETS, preset
+from llm.protocol.graph import build
+from llm.protocol.presets import PRESETS, preset
 from llm.records import write_json
+from llm.results import arms, hypotheses
+from llm.results.arms import of_study, study_config
+from llm.results.compare import Report, compare_study, report
+from llm.results.compare_text import lines
 from theory.predictions import (
     Measurement,
     Prediction,

@@ -13,9 +13,9 @@ from llm.config import (
     check_figures,
 )
 from llm.errors import InputError
-from llm.figures import POLICIES
-from llm.graph import ancestors, build, keys
-from llm.presets import PRESETS, preset
+from llm.protocol.figures import POLICIES
+from llm.protocol.graph import ancestors, build, keys
+from llm.protocol.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name in ("tiny", "small", "1.4b")])

@@ -14,7 +14,7 @@ from llm.data.config import DataConfig
 from llm.data.example import Dataset, Example
 from llm.data.source import load
 from llm.data.tokenize import encode, load_tokenizer
-from llm.packing import collate
+from llm.models.packing import collate
 
 LIMITS = DataConfig(n_pairs=60, n_validation_pairs=7, n_test=5, max_prompt_tokens=70)
 

@@ -18,13 +18,13 @@ from llm import tables
 from llm.config import TrainConfig
 from llm.data.example import Example
 from llm.errors import InputError
-from llm.graph import Stage
-from llm.launch import FOLDER, ProcessError, run_stage
-from llm.models import save_policy
-from llm.order import LengthSampler, Shares
+from llm.models.build import save_policy
+from llm.protocol.graph import Stage
 from llm.records import write_json
+from llm.running.launch import FOLDER, ProcessError, run_stage
 from llm.runtime import Runtime
-from llm.work import Work
+from llm.stages.work import Work
+from llm.training.order import LengthSampler, Shares
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_training as small
@@ -166,7 +166,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path):
         f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
         "from pathlib import Path\n"
         "import test_distributed as t\n"
-        "from llm.launch import run_stage\n"
+        "from llm.running.launch import run_stage\n"
         f"run_stage(t._work(Path({str(tmp_path)!r}), gpus=2, rows=400, epochs=200))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
@@ -211,7 +211,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_helps(tmp_path, monkeypa
     def fail(work):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setitem(sys.modules["llm.launch"].KINDS, "local_rm", fail)
+    monkeypatch.setitem(sys.modules["llm.running.launch"].KINDS, "local_rm", fail)
     with pytest.raises(torch.OutOfMemoryError, match="--micro-tokens 4096 or more") as caught:
         run_stage(_work(tmp_path, gpus=1))
     assert len(str(caught.value).splitlines()) == 1
@@ -221,7 +221,7 @@ def test_a_scoring_stage_follows_the_advice_it_gives(tmp_path, monkeypatch):
     def fail(work):
         raise torch.OutOfMemoryError(f"{work.runtime.micro_tokens} tokens")
 
-    monkeypatch.setitem(sys.modules["llm.launch"].KINDS, "reference", fail)
+    monkeypatch.setitem(sys.modules["llm.running.launch"].KINDS, "reference", fail)
     work = _work(tmp_path, gpus=1, kind="reference")
     with pytest.raises(torch.OutOfMemoryError, match=r"--micro-tokens 4096 .*\(8192 tokens\)"):
         run_stage(work)

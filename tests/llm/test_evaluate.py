@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm import best_of_n, evaluate, tables
+from llm import tables
 from llm.config import StudyConfig
 from llm.data.task_file import read_task
 from llm.errors import InputError
-from llm.graph import ancestors, build
-from llm.models import load_policy
-from llm.stages import KINDS
-from llm.work import Work
+from llm.models.build import load_policy
+from llm.protocol.graph import ancestors, build
+from llm.stages import best_of_n, evaluate
+from llm.stages.kinds import KINDS
+from llm.stages.work import Work
 
 SCRIPT = Path(__file__).with_name("small_study.py")
 spec = importlib.util.spec_from_file_location("small_study", SCRIPT)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm.__main__ import main
-from llm.compare import report
-from llm.compare_text import lines
 from llm.errors import InputError
-from llm.external import of_tables, read
+from llm.results.compare import report
+from llm.results.compare_text import lines
+from llm.results.external import of_tables, read
 from theory.predictions import Prediction, save
 
 ARMS = {"dpo": 0.3, "online_dpo_sft": 0.9, "dpo_2x": 0.3, "online_dpo_dpo": 0.95}

@@ -1,7 +1,7 @@
 """The packed forward against the plain path: one row a completion, padded, full logits, no cache.
 
 The plain path runs a copy of the model with transformers' own eager attention, so that no line of
-`llm.attention` is in it.
+`llm.models.attention` is in it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 
 from llm.config import ModelConfig
 from llm.errors import InputError
-from llm.forward import (
+from llm.models.build import RewardModel, backbone, load_pretrained, new_policy
+from llm.models.forward import (
     check_packing,
     completion_logps,
     completion_rewards,
     token_logps,
     token_measures,
 )
-from llm.losses import PairLogps, bradley_terry_loss, dpo_loss
-from llm.models import RewardModel, backbone, load_pretrained, new_policy
-from llm.objectives import PolicyObjective, RewardObjective, SupervisedObjective
-from llm.packing import BLOCK, collate
-from llm.train import score
+from llm.models.packing import BLOCK, collate
+from llm.training.losses import PairLogps, bradley_terry_loss, dpo_loss
+from llm.training.objectives import PolicyObjective, RewardObjective, SupervisedObjective
+from llm.training.train import score
 from tests.llm.small_training import moved
 
 PAD, EOS, VOCABULARY = 1, 0, 97

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from llm import judged, tables
+from llm import tables
 from llm.config import JudgeConfig
 from llm.errors import InputError
 from llm.judge import EndpointError, open_judge, pace, serve, texts
 from llm.judge.store import Store
+from llm.protocol.stage import Stage
 from llm.runtime import Runtime
-from llm.stage import Stage
-from llm.work import Work
+from llm.stages import judged
+from llm.stages.work import Work
 from tests.llm.misbehaving import KEY, Server, longer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,10 @@ import pytest
 
 from llm import __main__ as command
 from llm import records
-from llm.execute import execute, run_stage
 from llm.records import RECORD, Store, write_json
-from llm.stages import KINDS, Result
-from llm.state import save_graph, states
+from llm.running.execute import execute, run_stage
+from llm.running.state import save_graph, states
+from llm.stages.kinds import KINDS, Result
 from tests.llm.fake_stages import plan, stage
 from tests.llm.misbehaving import KEY, Server
 

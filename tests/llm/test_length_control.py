@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from llm.length_control import length_controlled
+from llm.results.length_control import length_controlled
 
 
 def _drawn(a: float, b: float, n: int, seed: int, ties: float = 0.0):

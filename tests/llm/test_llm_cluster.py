@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from llm import __main__ as command
-from llm.cluster import Cluster, check_cluster
 from llm.errors import InputError
+from llm.running.cluster import Cluster, check_cluster
 from tests.llm.fake_stages import plan, stage
 
 ray = pytest.importorskip("ray", reason="the cluster needs Ray: pip install 'all-roads[ray]'")
@@ -145,7 +145,7 @@ class _FakeRay:
 
 
 def _cluster(monkeypatch, tmp_path, fake: _FakeRay, **runtime: int) -> Cluster:
-    monkeypatch.setattr("llm.cluster.connect", lambda address, jobs: fake)
+    monkeypatch.setattr("llm.running.cluster.connect", lambda address, jobs: fake)
     kinds = ("sft", "eval_policy", "verdicts")
     sampling = {"sampling": {"sampler": "vllm"}}
     stages = [stage(kind, kind=kind, **(sampling if "eval" in kind else {})) for kind in kinds]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import theory._x64  # noqa: F401
-from llm.losses import PairLogps, bradley_terry_loss, dpo_loss, local_loss, sft_loss
+from llm.training.losses import PairLogps, bradley_terry_loss, dpo_loss, local_loss, sft_loss
 from theory.toy import Pairs, mean_loss
 
 

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm import online, tables
+from llm import tables
 from llm.config import OnlineConfig
 from llm.data.config import DataConfig
-from llm.forward import completion_logps, completion_rewards
-from llm.models import load_policy, load_reward_model
-from llm.online import added_pools, best_and_worst, pools
-from llm.train import score
+from llm.models.build import load_policy, load_reward_model
+from llm.models.forward import completion_logps, completion_rewards
+from llm.stages import online
+from llm.stages.online import added_pools, best_and_worst, pools
+from llm.training.train import score
 from tests.llm.small_stages import data_stage, random_policy, random_reward_model, work_of
 
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.objectives import Row
-from llm.order import Collator, LengthSampler, Rows, Shares, cuts, even_cuts, prompt_groups
-from llm.packing import FILL
-from llm.train import score
+from llm.models.packing import FILL
+from llm.training.objectives import Row
+from llm.training.order import Collator, LengthSampler, Rows, Shares, cuts, even_cuts, prompt_groups
+from llm.training.train import score
 
 PAD, EOS = 1, 0
 costs_of = st.lists(st.integers(1, 30), max_size=12)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.packing import BLOCK, FILL, Batch, collate
+from llm.models.packing import BLOCK, FILL, Batch, collate
 
 PAD = 1
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm import online, pairs, tables
+from llm import tables
 from llm.config import JudgeConfig, OnlineConfig
 from llm.data.config import DataConfig
 from llm.data.task_file import read_task
@@ -23,8 +23,9 @@ from llm.judge import pace
 from llm.judge.endpoint import EndpointError
 from llm.judge.texts import Preference
 from llm.runtime import Runtime
-from llm.sample import Sample
-from llm.work import Work
+from llm.sampling.sample import Sample
+from llm.stages import online, pairs
+from llm.stages.work import Work
 from tests.llm.misbehaving import KEY, Server, longer
 from tests.llm.small_stages import data_stage, random_policy, work_of
 

@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import __main__ as command
-from llm import checks, costs, tables
+from llm import tables
 from llm.config import FIGURES, ModelConfig
-from llm.costs import GIB, Lengths, Machine
 from llm.data.config import DataConfig
 from llm.errors import InputError
-from llm.models import new_policy, save_policy
-from llm.plan import StagePlan, StudyPlan
+from llm.models.build import new_policy, save_policy
+from llm.models.shapes import PYTHIA, neox, shape_of
 from llm.records import write_json
-from llm.request import Request, configure, default_seeds
 from llm.runtime import Runtime
-from llm.shapes import PYTHIA, neox, shape_of
-from llm.study import planned
+from llm.study import checks, costs
+from llm.study.costs import GIB, Lengths, Machine
+from llm.study.plan import StagePlan, StudyPlan
+from llm.study.request import Request, configure, default_seeds
+from llm.study.study import planned
 from tests.llm.small_stages import data_stage
 
 PUBLISHED = {  # the parameters of each model's card on the hub
@@ -196,7 +197,7 @@ def test_a_hub_model_keeps_the_revision_with_which_its_study_began(tmp_path, mon
         asked.append((name, kind))
         return f"commit {len(asked)}"
 
-    monkeypatch.setattr("llm.request.revision_of", revision_of)
+    monkeypatch.setattr("llm.study.request.revision_of", revision_of)
     request = Request(tmp_path / "out", preset="1.4b", figures=("fig3",))
     first = configure(request)
     assert asked == [("EleutherAI/pythia-1.4b-deduped", "model")]

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from llm.config import ModelConfig, TrainConfig
 from llm.errors import InputError
-from llm.forward import completion_logps, completion_rewards, token_logps
-from llm.models import RewardModel, autocast, load_policy, new_policy, save_policy
-from llm.objectives import PolicyObjective, Row
-from llm.packing import collate
-from llm.reference import check_reference_mark, check_reference_sample, write_reference_mark
-from llm.target_logps import TargetLogps
-from llm.train import score, train
+from llm.models.build import RewardModel, autocast, load_policy, new_policy, save_policy
+from llm.models.forward import completion_logps, completion_rewards, token_logps
+from llm.models.packing import collate
+from llm.models.target_logps import TargetLogps
+from llm.stages.reference import check_reference_mark, check_reference_sample, write_reference_mark
+from llm.training.objectives import PolicyObjective, Row
+from llm.training.train import score, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_training as small

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llm import __main__ as command
-from llm.presets import PRESETS, preset
+from llm.protocol.presets import PRESETS, preset
 
 SIZES = ("1.4b", "2.8b", "6.9b")
 SEEDS = (0, 1, 2)  # three training seeds; one SFT a size (ours)

@@ -6,11 +6,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from llm import pairs, presets, tables
+from llm import tables
 from llm.__main__ import main
 from llm.config import OnlineConfig
 from llm.data.config import DataConfig
-from llm.presets import preset
+from llm.protocol import presets
+from llm.protocol.presets import preset
+from llm.stages import pairs
 from tests.llm.small_stages import data_stage, random_policy, work_of
 
 CLEARLY = 1.3  # the longer text has at least this many times the letters

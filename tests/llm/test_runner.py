@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from llm import __main__ as command
-from llm.execute import gpus_of
-from llm.places import DIED, Workers
 from llm.pulse import Pulse, beating, read_pulse
 from llm.records import ERROR, Store
-from llm.runner import BLOCKED, _schedule, most_urgent_first
+from llm.running.execute import gpus_of
+from llm.running.places import DIED, Workers
+from llm.running.runner import BLOCKED, _schedule, most_urgent_first
+from llm.running.state import save_graph, states
 from llm.runtime import Runtime
-from llm.state import save_graph, states
 from tests.llm.fake_stages import plan, stage, task
 
 

@@ -6,9 +6,9 @@ import torch
 
 from llm.config import ModelConfig
 from llm.errors import InputError
-from llm.models import new_policy, save_policy
+from llm.models.build import new_policy, save_policy
 from llm.runtime import Runtime
-from llm.sample import BLOCK, TransformersSampler, draw_tokens, open_sampler
+from llm.sampling.sample import BLOCK, TransformersSampler, draw_tokens, open_sampler
 from tests.llm.small_training import moved
 
 PAD, EOS, VOCABULARY = 1, 0, 23

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.shapes import neox
+from llm.models.shapes import neox
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.stats import (
+from llm.results.stats import (
     equivalence,
     over_prompts,
     paired_bootstrap,
@@ -237,5 +237,5 @@ def test_the_bootstrap_of_very_many_prompts_draws_fewer_resamples(
 ) -> None:
     a, b = [0.1 * i for i in range(100)], [0.0] * 100
     whole = paired_bootstrap(a, b, seed=0, resamples=1000)
-    monkeypatch.setattr("llm.stats.DRAWS", 1)
+    monkeypatch.setattr("llm.results.stats.DRAWS", 1)
     assert paired_bootstrap(a, b, seed=0) == whole

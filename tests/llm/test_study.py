@@ -17,11 +17,12 @@ import pytest
 from safetensors import safe_open
 
 from llm import __main__ as command
-from llm import presets, stages
 from llm.data.task_file import read_task
+from llm.protocol import presets
 from llm.records import file_digest, locked
-from llm.state import states
-from llm.study import Request, prepare
+from llm.running.state import states
+from llm.stages import kinds
+from llm.study.study import Request, prepare
 from paper_figures import __main__ as figures
 from tests.llm.misbehaving import KEY
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
@@ -221,7 +222,7 @@ def test_a_failed_stage_stops_only_what_rests_on_it(study, tmp_path, capsys, mon
     def breaks(work):
         raise RuntimeError("no memory left")
 
-    monkeypatch.setitem(stages.KINDS, "local_rm", breaks)
+    monkeypatch.setitem(kinds.KINDS, "local_rm", breaks)
     line = _arguments(task, out, "fig9", "--seeds", "1", "--jobs", "1")
     assert command.main(line) == 1
     errors = capsys.readouterr().err
@@ -375,7 +376,7 @@ def test_a_killed_data_stage_is_made_again(study, tmp_path, monkeypatch):
     def killed(work):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(stages.KINDS, "data", killed)
+    monkeypatch.setitem(kinds.KINDS, "data", killed)
     line = ["train", "sft", "--preset", "test", "--data", str(task), "--out", str(out)]
     assert command.main([*line, "--jobs", "1"]) == 130
     monkeypatch.undo()

@@ -8,13 +8,13 @@ import torch
 from llm.config import ModelConfig, TrainConfig
 from llm.data.example import Example
 from llm.errors import InputError
-from llm.forward import completion_logps
-from llm.models import RewardModel, new_policy, weights_digest
-from llm.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
-from llm.order import LengthSampler
-from llm.packing import collate
-from llm.stages import sft_row
-from llm.train import _check_layout, check_tracker, score, train
+from llm.models.build import RewardModel, new_policy, weights_digest
+from llm.models.forward import completion_logps
+from llm.models.packing import collate
+from llm.stages.kinds import sft_row
+from llm.training.objectives import PolicyObjective, RewardObjective, Row, SupervisedObjective
+from llm.training.order import LengthSampler
+from llm.training.train import _check_layout, check_tracker, score, train
 
 PAD, EOS, VOCABULARY = 1, 0, 12
 SHAPE = ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=32)

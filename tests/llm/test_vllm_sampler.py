@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm import vllm_worker
 from llm.errors import InputError
 from llm.runtime import Runtime
-from llm.sample import open_sampler
-from llm.sampler import Sample
-from llm.vllm_process import SamplerError, gpus_of_workers, require_vllm
-from llm.vllm_sampler import VllmSampler, prompt_seeds
+from llm.sampling import vllm_worker
+from llm.sampling.sample import open_sampler
+from llm.sampling.sampler import Sample
+from llm.sampling.vllm_process import SamplerError, gpus_of_workers, require_vllm
+from llm.sampling.vllm_sampler import VllmSampler, prompt_seeds
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stub_vllm import EOS, stub_tokens, write_stub
@@ -159,7 +159,7 @@ def test_workers_end_with_the_process_that_asked(stub):
     sampler, log = stub
     code = (
         "from pathlib import Path; from llm.runtime import Runtime\n"
-        "from llm.vllm_sampler import VllmSampler\n"
+        "from llm.sampling.vllm_sampler import VllmSampler\n"
         f"s = VllmSampler(Path({str(sampler.folder)!r}), eos=0, "
         f"runtime=Runtime(vllm_python={sampler.runtime.vllm_python!r}))\n"
         "s.sample([[5]], k=1, temperature=1, max_tokens=3, seed=0)\n"

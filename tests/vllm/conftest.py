@@ -60,7 +60,7 @@ def noisy_policy(folder: Path, vocabulary: int, *, eos: int, pad: int, seed: int
     import torch
 
     from llm.config import ModelConfig
-    from llm.models import new_policy, save_policy
+    from llm.models.build import new_policy, save_policy
 
     config = ModelConfig(hidden_size=64, layers=2, heads=2, max_positions=256)
     model = new_policy(config, vocabulary=vocabulary, eos=eos, pad=pad, seed=seed).eval()

@@ -8,12 +8,12 @@ import torch
 from conftest import noisy_policy
 
 from llm.data.tokenize import encode
-from llm.forward import token_logps
-from llm.packing import collate
-from llm.sample import TransformersSampler
-from llm.sampler import Sample
-from llm.vllm_process import SamplerError
-from llm.vllm_sampler import VllmSampler
+from llm.models.forward import token_logps
+from llm.models.packing import collate
+from llm.sampling.sample import TransformersSampler
+from llm.sampling.sampler import Sample
+from llm.sampling.vllm_process import SamplerError
+from llm.sampling.vllm_sampler import VllmSampler
 
 TEXTS = [f"POST: {n} dogs ate {'the long letter ' * 3 * n}about work.\n\nTL;DR:" for n in range(12)]
 OUTPUTS = 384  # more than the tokenizer has entries, as Pythia's

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from llm import tables
-from llm.forward import completion_logps
-from llm.models import load_policy
-from llm.packing import collate
-from llm.sample import TransformersSampler
-from llm.vllm_sampler import VllmSampler
+from llm.models.build import load_policy
+from llm.models.forward import completion_logps
+from llm.models.packing import collate
+from llm.sampling.sample import TransformersSampler
+from llm.sampling.vllm_sampler import VllmSampler
 
 HERE = Path(__file__).parent
 TEMPERATURE = 0.5  # of the preset's online samples

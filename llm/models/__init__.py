@@ -1,0 +1,1 @@
+"""A policy or reward model, and its one forward: prompts run once, logits where they are read."""

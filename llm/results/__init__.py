@@ -1,0 +1,1 @@
+"""Measurements of a finished study, held against their predictions."""

@@ -1,0 +1,1 @@
+"""One Sampler: transformers here, vLLM in a process of its own."""

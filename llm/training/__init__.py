@@ -1,0 +1,1 @@
+"""Losses, the order of the rows, and one loop on transformers.Trainer."""
