@@ -15,8 +15,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm.config import ModelConfig
+from llm.models import attention
 from llm.models.attention import NAME, block_mask, packed_attention
-from llm.models.build import attention, backbone, load_policy, new_policy, save_policy
+from llm.models.build import backbone, load_policy, new_policy, save_policy
 from llm.models.forward import completion_logps, packed_states
 from llm.models.packing import collate
 from tests.llm.small_training import moved
