@@ -257,4 +257,4 @@ def test_relative_paths_mean_to_the_processes_what_they_mean_here(tmp_path, monk
         run_stage(work)
     place, path = (tmp_path / "place").read_text().splitlines()
     assert place == str((tmp_path / "here").resolve())
-    assert (Path(path.split(os.pathsep)[0]) / "llm" / "launch.py").is_file()
+    assert (Path(path.split(os.pathsep)[0]) / "llm" / "running" / "launch.py").is_file()
