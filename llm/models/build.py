@@ -30,7 +30,6 @@ from llm.errors import InputError
 
 WEIGHTS = "model.safetensors"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-DROPOUTS = ("hidden_dropout", "attention_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
@@ -81,8 +80,8 @@ def load_pretrained(config: ModelConfig) -> PreTrainedModel:
     and for a model whose output layer is not one matrix.
     """
     shape = pretrained_shape(config)
-    for name in DROPOUTS:
-        if hasattr(shape, name):
+    for name, value in shape.to_dict().items():
+        if "drop" in name and type(value) in (int, float):  # dropout, embd_pdrop, layerdrop, ...
             setattr(shape, name, 0.0)
     place = f"--model {config.pretrained}"
     model = _opened(

@@ -7,6 +7,7 @@ gradients flow through the shared prompt. Packing changes nothing but rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,21 +69,44 @@ def completion_logps(model: Any, batch: Batch, *, temperature: float = 1.0) -> T
 def check_packing(place: str, model: Any) -> None:
     """Raise InputError for a model that gives other log-probs in a packed row than by itself.
 
-    Such models mix tokens by other means than transformers' attention interface.
+    Such models mix tokens by other means than transformers' attention interface. Nor may they
+    differ while it trains (dropout, noise): a reference would not be what training starts from.
     """
     ids = [2 + i % (int(model.config.vocab_size) - 2) for i in range(12)]
     prompts, completions = [ids[:5], ids[5:7]], [[ids[7:9], ids[9:12]], [ids[8:11], ids[:1]]]
+    training, batch = model.training, collate(prompts, completions, pad=ids[0])
     try:
-        packed = completion_logps(model.eval(), collate(prompts, completions, pad=ids[0]))
+        packed = completion_logps(model.eval(), batch)
+        whole = _unpacked_logps(model, prompts, completions)
+        with torch.random.fork_rng(devices=[]):
+            trained = [completion_logps(model.train(), batch) for _ in range(2)]
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{place}: {UNPACKED} ({type(error).__name__}: {error})") from error
-    for prompt, group, values in zip(prompts, completions, packed, strict=True):
-        for completion, value in zip(group, values.tolist(), strict=True):
+    finally:
+        model.train(training)
+    _check_equal(f"{place}: {UNPACKED}", packed, whole)
+    for again in trained:
+        _check_equal(f"{place}: its log-probs differ while it trains (dropout?)", again, packed)
+
+
+def _unpacked_logps(
+    model: Any, prompts: Sequence[list[int]], completions: Sequence[Sequence[list[int]]]
+) -> Tensor:
+    """(B, K) log-probs by the model's own forward, a row for each completion."""
+    values = []
+    for prompt, group in zip(prompts, completions, strict=True):
+        for completion in group:
             logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].float()
             found = logits[len(prompt) - 1 : -1].log_softmax(-1)
-            whole = float(found.gather(1, torch.tensor(completion)[:, None]).sum())
-            if not abs(whole - value) <= 1e-4 * (1 + abs(whole)):
-                raise InputError(f"{place}: {UNPACKED} (log-prob {value:.6g}, not {whole:.6g})")
+            values.append(found.gather(1, torch.tensor(completion)[:, None]).sum())
+    return torch.stack(values).view(len(prompts), -1)
+
+
+def _check_equal(fault: str, values: Tensor, expected: Tensor) -> None:
+    """To rounding; NaN never passes."""
+    for value, other in zip(values.flatten().tolist(), expected.flatten().tolist(), strict=True):
+        if not abs(other - value) <= 1e-4 * (1 + abs(other)):
+            raise InputError(f"{fault} (log-prob {value:.6g}, not {other:.6g})")
 
 
 def completion_rewards(model: RewardModel, batch: Batch) -> Tensor:

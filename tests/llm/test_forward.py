@@ -433,6 +433,12 @@ def _small(name):
         "cap": lambda: tf.Gemma2Config(
             intermediate_size=64, head_dim=8, num_key_value_heads=2, **attention, **more
         ),
+        "opt": lambda: tf.OPTConfig(
+            ffn_dim=64, word_embed_proj_dim=32, dropout=0.3, layerdrop=0.5, **attention, **more
+        ),
+        "biogpt": lambda: tf.BioGptConfig(
+            intermediate_size=64, activation_dropout=0.3, layerdrop=0.5, **attention, **more
+        ),
         "no attention": lambda: tf.MambaConfig(hidden_size=32, num_hidden_layers=2, **more),
         "another interface": lambda: tf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **more),
     }
@@ -441,8 +447,9 @@ def _small(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "long window"])
-def test_a_model_that_packs_is_taken(name):
-    check_packing("--model here", _small(name))
+def test_a_model_that_packs_is_taken(name, tmp_path):
+    _small(name).save_pretrained(tmp_path)
+    check_packing("--model here", load_pretrained(ModelConfig(pretrained=str(tmp_path))))
 
 
 @pytest.mark.parametrize("name", ["short window", "cap", "no attention", "another interface"])
@@ -461,6 +468,28 @@ def test_other_causal_models_are_read_and_give_their_own_logps(name, tmp_path):
     plain = _plain_logps(twin, *batch_of, "left")
     torch.testing.assert_close(ours, plain, **CLOSE)
     _assert_same_gradient(_gradient(ours.sum(), model), _gradient(plain.sum(), twin))
+
+
+@pytest.mark.parametrize("name", ["opt", "biogpt"])
+def test_dropout_is_off_whatever_its_name_is(name, tmp_path):
+    """While it trains, a model that was just loaded gives the log-probs that were scored."""
+    _small(name).save_pretrained(tmp_path)
+    model, batch = load_pretrained(ModelConfig(pretrained=str(tmp_path))), _ragged(3, 2, 2)
+    check_packing("--model here", model)
+    with torch.no_grad():
+        scored = completion_logps(model.eval(), collate(*batch, pad=PAD))
+        for _ in range(5):
+            assert torch.equal(completion_logps(model.train(), collate(*batch, pad=PAD)), scored)
+
+
+@pytest.mark.parametrize("name", ["opt", "biogpt"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_trains_at_random_is_refused(name, training):
+    model, state = _small(name).train(training), torch.get_rng_state()
+    with pytest.raises(InputError, match="--model here: its log-probs differ while it trains"):
+        check_packing("--model here", model)
+    assert model.training == training
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_model_with_a_bias_on_its_logits_is_refused(tmp_path):
