@@ -40,7 +40,7 @@ from llm.training.train import score, train
 EOS, PAD = 0, 1
 SHAPES = {  # Pythia's, vocabulary as published (padded)
     "1.4b": (ModelConfig(hidden_size=2048, layers=24, heads=16, max_positions=2048), 50304),
-    "2.8b": (ModelConfig(hidden_size=2560, layers=32, heads=32, max_positions=2048), 50688),
+    "2.8b": (ModelConfig(hidden_size=2560, layers=32, heads=32, max_positions=2048), 50304),
     "6.9b": (ModelConfig(hidden_size=4096, layers=32, heads=32, max_positions=2048), 50432),
     "70m": (ModelConfig(hidden_size=512, layers=6, heads=8, max_positions=2048), 50304),
     "tiny": (ModelConfig(hidden_size=32, layers=1, heads=1, max_positions=640), 300),

@@ -1,8 +1,8 @@
 """Prompts that are run once, against TRL and against one row a completion.
 
-Random weights at a Pythia's shape, TL;DR's real texts (or, --lengths drawn, random ones of such
-lengths). Every peer's values are compared with ours before anything is timed. Floor: operations of
-one pass over the distinct tokens at the measured rate of one large matrix product.
+Random weights at a Pythia's shape, TL;DR's real texts of distinct posts (or, --lengths drawn,
+random ones of such lengths). Every peer's values are compared with ours before anything is timed.
+Floor: operations of one pass over the distinct tokens at the rate of one large matrix product.
 
     python benchmarks/llm_sharing.py --json sharing.json                       # two CPU cores
     python benchmarks/llm_sharing.py --shape 1.4b --device cuda --precision bf16 --pairs 64 \\
@@ -52,8 +52,9 @@ from llm.training.train import score
 
 BETA = 0.05
 EACH = 25  # completions a prompt that are scored
+PAIRS_A_POST = 20  # that are read to find one of each post
 PACKAGES = ("torch", "transformers", "trl", "accelerate")
-TARGETS = {  # (on a CPU, on a GPU): ours / peer at most; None: nothing asked
+TARGETS = {  # (on a CPU, on a GPU): ours / peer at most; None: a share of the ceiling
     "DPO step": (1 / 6, None),
     "reward step": (1 / 1.6, 1 / 1.6),
     "score by reward": (1 / 7.5, 1 / 6),
@@ -78,8 +79,8 @@ class Options:
     """Pairs of an optimizer step."""
     prompts: int = 4
     """Prompts scored, 25 completions each."""
-    micro_tokens: int = 2**13
-    """Of a pass of ours; the peers take the best of several numbers of rows."""
+    passes: tuple[int, ...] = (2**11, 2**13)
+    """Tokens a pass of ours; the fastest counts, as of the peers' rows a pass."""
     repeats: int = 3
     """Timed runs of each side, in turn, after one that is not."""
     parts: tuple[Literal["time", "memory", "curve"], ...] = ("time", "memory", "curve")
@@ -109,7 +110,7 @@ class Work:
 
     @cached_property
     def texts(self) -> list[Row]:
-        """Pairs, spread evenly over all lengths of the data."""
+        """Pairs, each of another post."""
         if self.options.lengths == "drawn":
             return random_rows(64, self.shape.vocabulary, 2)
         return real_rows(64, self.shape.vocabulary)
@@ -129,7 +130,7 @@ class Work:
     def pairs(self) -> list[Row]:
         """One step's rows with their references."""
         taken = spread(self.texts, self.options.pairs)
-        found = self.scored(partial(completion_logps, self.policy), taken)
+        found = self.scored(partial(completion_logps, self.policy), taken, self.options.passes[0])
         shifted = [(a - 3.0, b + 5.0) for a, b in found]  # the loss then tells log-probs apart
         return [replace(r, reference=v) for r, v in zip(taken, shifted, strict=True)]
 
@@ -146,13 +147,13 @@ class Work:
         taken = spread(self.texts, self.options.prompts)
         return [Row(text.prompt, tuple(ids() for _ in range(EACH))) for text in taken]
 
-    def scored(self, measure: Any, rows: Sequence[Row]) -> list[tuple[float, ...]]:
-        """By the study's own function."""
+    def scored(self, measure: Any, rows: Sequence[Row], tokens: int) -> list[tuple[float, ...]]:
+        """By the study's own function, so many tokens a pass."""
         return score(
             measure,
             [(r.prompt, r.completions) for r in rows],
             pad=PAD,
-            tokens=self.options.micro_tokens,
+            tokens=tokens,
             device=self.device,
             precision=self.options.precision,
         )
@@ -174,9 +175,12 @@ def real_rows(count: int, vocabulary: int) -> list[Row]:
     words = folder.parent / "tokenizer" / "20B_tokenizer.json"
     if not folder.is_dir() or not words.is_file():
         raise InputError(f"--lengths real: {folder} and {words} are needed; or --lengths drawn")
-    limits = DataConfig(n_sft=8, n_pairs=count, n_validation_pairs=8, n_test=8)
+    limits = DataConfig(n_sft=8, n_pairs=PAIRS_A_POST * count, n_validation_pairs=8, n_test=8)
     data = load(folder, tokenizer=load_tokenizer(str(words)), limits=limits, seed=0)
-    rows = [Row(e.prompt_ids, e.completion_ids) for e in data.pairs]
+    of_post = {e.prompt_ids: Row(e.prompt_ids, e.completion_ids) for e in data.pairs}
+    rows = list(of_post.values())[:count]
+    if len(rows) < count:
+        raise InputError(f"--lengths real: {folder} has pairs of {len(rows)} posts, not of {count}")
     if vocabulary >= 50277:
         return rows
     return [  # a smaller model for a test: the lengths alone
@@ -186,12 +190,12 @@ def real_rows(count: int, vocabulary: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def our_step(work: Work, objective: Objective, rows: Sequence[Row]) -> Run:
-    """A step as `llm.training.train` takes it: packed passes of at most micro_tokens."""
+def our_step(work: Work, objective: Objective, rows: Sequence[Row], tokens: int) -> Run:
+    """A step as `llm.training.train` takes it: packed passes of at most so many tokens."""
     objective.to(work.device).train()
     order = sorted(rows, key=lambda r: r.tokens)
     collate = Collator(PAD)
-    parts = cuts([r.tokens for r in order], work.options.micro_tokens)
+    parts = cuts([r.tokens for r in order], tokens)
     inputs = [collate([(order[i], len(part) / len(rows)) for i in part]) for part in parts]
     moved = [
         {k: v.to(work.device) if isinstance(v, torch.Tensor) else v for k, v in i.items()}
@@ -202,15 +206,16 @@ def our_step(work: Work, objective: Objective, rows: Sequence[Row]) -> Run:
     return lambda: step(calls, objective, optimizer)
 
 
-def our_dpo(work: Work) -> Run:
+def our_dpo(work: Work, tokens: int) -> Run:
     model = copy.deepcopy(work.policy)
     objective = PolicyObjective(model, beta=BETA, precision=work.options.precision)
-    return our_step(work, objective, work.pairs)
+    return our_step(work, objective, work.pairs, tokens)
 
 
-def our_reward(work: Work) -> Run:
+def our_reward(work: Work, tokens: int) -> Run:
     model = RewardModel(copy.deepcopy(work.policy), seed=0)
-    return our_step(work, RewardObjective(model, precision=work.options.precision), work.pairs)
+    objective = RewardObjective(model, precision=work.options.precision)
+    return our_step(work, objective, work.pairs, tokens)
 
 
 def _setting(work: Work) -> dict[str, Any]:
@@ -230,45 +235,56 @@ def _flat(found: Sequence[Sequence[float]]) -> list[float]:
     return [value for values in found for value in values]
 
 
-# What is measured: ours, and {peer: (how to make a run with so many rows a pass, numbers to try)}.
-OURS: dict[str, Callable[[Work], Run]] = {
+# What is measured. Each is made with a number a pass (ours: tokens; peers: rows or pairs), and the
+# fastest of several counts: (those to try, and those to try on a GPU as well).
+Make = Callable[[Work, int], Run]
+OURS: dict[str, Make] = {
     "DPO step": our_dpo,
     "reward step": our_reward,
-    "score by reward": lambda w: (
-        lambda: _flat(w.scored(partial(completion_rewards, w.reward), w.pools))
+    "score by reward": lambda w, n: (
+        lambda: _flat(w.scored(partial(completion_rewards, w.reward), w.pools, n))
     ),
-    "score by log-prob": lambda w: (
-        lambda: _flat(w.scored(partial(completion_logps, w.policy), w.pools))
+    "score by log-prob": lambda w, n: (
+        lambda: _flat(w.scored(partial(completion_logps, w.policy), w.pools, n))
     ),
 }
-Peer = tuple[Callable[[Work, int], Run], tuple[int, ...]]
+Peer = tuple[Make, tuple[int, ...], tuple[int, ...]]
 PEERS: dict[tuple[str, str], Peer] = {
     ("DPO step", "TRL DPOTrainer"): (
         lambda w, n: trl_dpo(w.policy, w.pairs, micro=n, beta=BETA, **_setting(w)),
         (1, 4),
+        (16,),
     ),
     ("DPO step", "one row a completion"): (
         lambda w, n: plain_dpo(w.policy, w.pairs, micro=n, beta=BETA, **_setting(w)),
         (1, 4),
+        (16,),
     ),
     ("reward step", "TRL RewardTrainer"): (
         lambda w, n: trl_reward(w.reward, w.pairs, micro=n, **_setting(w)),
         (1, 4),
+        (16,),
     ),
     ("score by reward", "one row a completion"): (
         partial(_one_a_row, plain_rewards, lambda w: w.reward),
         (25, 100),
+        (400,),
     ),
     ("score by log-prob", "one row a completion, all logits"): (
         partial(_one_a_row, full_logps, lambda w: w.policy),
         (5, 25),
+        (100,),
     ),
     ("score by log-prob", "one row a completion"): (
         partial(_one_a_row, plain_logps, lambda w: w.policy),
         (25, 100),
+        (400,),
     ),
 }
-CEILED = "one row a completion"  # the plain path of our own
+CEILED = {  # (what, peer): held against what sharing allows; on a GPU TRL scores completions only
+    False: {("DPO step", "one row a completion"), ("score by log-prob", "one row a completion")},
+}
+CEILED[True] = CEILED[False] | {("DPO step", "TRL DPOTrainer")}
 TOLERANCE = {"fp32": 1e-4, "bf16": 2.0**-4}
 
 
@@ -276,11 +292,10 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2.0**-4}
 
 
 def operations(shape: Shape, prompts: Sequence[int], completions: Sequence[Sequence[int]], *,
-               shared: bool, logits: bool, train: bool) -> float:  # fmt: skip
-    """Floating-point operations of one pass (and the backward pass): matrix products alone.
+               shared: bool) -> tuple[float, float]:  # fmt: skip
+    """Floating-point operations of one forward: of the layers, of the logits; matrix products.
 
-    A token takes 24 h^2 a layer, a query and the key it sees 4 h a layer, a logit 2 h. Backward
-    takes twice the forward; logits are computed once more for it, by ours and by the plain path.
+    A token takes 24 h^2 a layer, a query and the key it sees 4 h a layer, a logit 2 h.
     """
     h, layers = shape.hidden, shape.layers
     tokens = seen = scored = 0.0
@@ -289,9 +304,26 @@ def operations(shape: Shape, prompts: Sequence[int], completions: Sequence[Seque
         tokens += times * p + sum(group)
         seen += times * p * (p + 1) / 2 + sum(c * p + c * (c + 1) / 2 for c in group)
         scored += sum(group)
-    body = layers * (24 * h**2 * tokens + 4 * h * seen)
-    head = 2 * h * shape.vocabulary * scored if logits else 0.0
-    return 3 * body + 4 * head if train else body + head
+    return layers * (24 * h**2 * tokens + 4 * h * seen), 2 * h * shape.vocabulary * scored
+
+
+def floor_and_ceiling(work: Work, what: str, texts: Sequence[Row]) -> tuple[float, float]:
+    """Operations of what cannot be left out, and the gain that sharing allows.
+
+    A backward takes twice the forward. Ours and the plain path compute the logits once more for it:
+    that counts on both sides of the ceiling, and not in the floor.
+    """
+    prompts = [len(r.prompt) for r in texts]
+    if len({r.prompt for r in texts}) < len(texts):
+        raise AssertionError("texts of one prompt: more is shared than is counted here")
+    lengths = [[len(c) for c in r.completions] for r in texts]
+    count = partial(operations, work.shape, prompts, lengths)
+    (body, head), (every_body, _) = count(shared=True), count(shared=False)
+    if "reward" in what:
+        head = 0.0
+    layers, once, again = (3, 3, 4) if what.endswith("step") else (1, 1, 1)
+    most = (layers * every_body + again * head) / (layers * body + again * head)
+    return layers * body + once * head, most
 
 
 def rate(device: str, precision: str) -> float:
@@ -318,19 +350,21 @@ def _seconds(run: Run, device: str) -> float:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def best_peer(work: Work, name: str, peer: Peer, expected: Any) -> tuple[Run, int]:
-    """The fastest number of rows a pass, after its values were found to be ours."""
-    make, sizes = peer
+def best(
+    work: Work, name: str, make: Make, sizes: Sequence[int], expected: Any
+) -> tuple[Run, int, Any]:
+    """The fastest number a pass by its second call, and its values; all values are compared."""
     found: dict[int, tuple[float, Run]] = {}
     for size in sizes:
         run = make(work, size)
-        first: list[Any] = []
-        seconds = _seconds(lambda r=run, f=first: f.append(r()), work.device)
-        agree(first[0], expected, work.options.precision)
+        values = run()
+        expected = values if expected is None else expected
+        agree(values, expected, work.options.precision)
+        seconds = _seconds(run, work.device)
         found[size] = seconds, run
-        print(f"  {name}, {size} a pass: first {seconds:.2f} s", file=sys.stderr, flush=True)
+        print(f"  {name}, {size} a pass: {seconds:.2f} s", file=sys.stderr, flush=True)
     size = min(found, key=lambda size: found[size][0])
-    return found[size][1], size
+    return found[size][1], size, expected
 
 
 def agree(theirs: Any, ours: Any, precision: str) -> None:
@@ -357,35 +391,30 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
     texts = work.pairs if train else work.pools
     case = f"{what}, {len(texts)} pairs" if train else f"{what}, {len(texts)} x {EACH}"
     print(case, file=sys.stderr, flush=True)
-    runs: dict[str, Run] = {"ours": OURS[what](work)}
-    expected, sizes, absent = runs["ours"](), {}, []
+    ours, tokens, expected = best(work, "ours", OURS[what], work.options.passes, None)
+    runs, sizes, absent = {"ours": ours}, {}, []
     for name in [name for kind, name in PEERS if kind == what]:
+        make, few, many = PEERS[what, name]
         try:
-            runs[name], sizes[name] = best_peer(work, name, PEERS[what, name], expected)
+            found = best(work, name, make, few + many if cuda else few, expected)
+            runs[name], sizes[name] = found[:2]
         except ModuleNotFoundError:
             absent.append(row(case, name, None, "", INSTALL))
     costs = timed(runs, work.options.repeats, work.device)
-    count = partial(
-        operations,
-        work.shape,
-        [len(r.prompt) for r in texts],
-        [[len(c) for c in r.completions] for r in texts],
-        logits="reward" not in what,
-        train=train,
-    )
-    least = 1e3 * count(shared=True) / peak
+    floor, ceiling = floor_and_ceiling(work, what, texts)
+    least = 1e3 * floor / peak
     speed = sum(r.tokens for r in texts) / (costs["ours"]["median"] / 1e3)
-    note = f"{speed:,.0f} useful tokens/s, {waste(work, texts):.1%} padding; x floor"
+    note = f"{speed:,.0f} useful tokens/s, {tokens} tokens a pass, "
+    note += f"{waste(texts, tokens):.1%} padding; x floor"
     lines = [
         row(case, "ours", costs["ours"], "floor", note, target=FLOOR_TARGET.get((cuda, what))),
         row(case, "floor", {"min": least, "median": least}, "", f"{peak / 1e9:,.0f} GFLOP/s"),
     ]
-    ceiling = count(shared=False) / count(shared=True)
     for name, size in sizes.items():
         ratio = costs[name]["median"] / costs["ours"]["median"]
         note = f"{ratio:.2f}x ours; {size} {'pairs' if train else 'rows'} a pass"
         target, value = TARGETS[what][cuda], 1 / ratio
-        if name == CEILED and what != "score by reward":
+        if (what, name) in CEILED[cuda]:
             note += f"; ceiling {ceiling:.2f}x, {ratio / ceiling:.0%} of it"
             target, value = 1 / CEILING_TARGET, ceiling / ratio
         target = None if target is None else round(target, 3)
@@ -393,10 +422,10 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
     return lines + absent
 
 
-def waste(work: Work, rows: Sequence[Row]) -> float:
+def waste(rows: Sequence[Row], tokens: int) -> float:
     """The share of the places in ours that hold no token."""
     order = sorted(rows, key=lambda r: r.tokens)
-    parts = cuts([r.tokens for r in order], work.options.micro_tokens)
+    parts = cuts([r.tokens for r in order], tokens)
     batches = [Collator(PAD)([(order[i], 1.0) for i in part]) for part in parts]
     places = sum(b["segment"].numel() for b in batches)
     return 1.0 - sum(r.tokens for r in order) / places
@@ -405,13 +434,11 @@ def waste(work: Work, rows: Sequence[Row]) -> float:
 # --- memory --------------------------------------------------------------------------------------
 
 MEMORY: dict[str, Callable[[Work], Run]] = {
-    "ours, all pairs a pass": our_dpo,
+    "ours, all pairs a pass": lambda w: our_dpo(w, 2**20),
     "TRL DPOTrainer, all pairs a pass": lambda w: PEERS["DPO step", "TRL DPOTrainer"][0](
         w, w.options.pairs
     ),
-    "ours, 1 pair a pass": lambda w: our_dpo(
-        replace(w, options=replace(w.options, micro_tokens=1))
-    ),
+    "ours, 1 pair a pass": lambda w: our_dpo(w, 1),
     "TRL DPOTrainer, 1 pair a pass": lambda w: PEERS["DPO step", "TRL DPOTrainer"][0](w, 1),
 }
 
@@ -443,7 +470,7 @@ def memory_rows(options: Options) -> list[dict]:
 
 
 def _given(options: Options) -> dict[str, Any]:
-    names = ("shape", "device", "precision", "lengths", "pairs", "prompts", "micro_tokens")
+    names = ("shape", "device", "precision", "lengths", "pairs", "prompts")
     return {name: getattr(options, name) for name in names}
 
 
@@ -477,7 +504,8 @@ def curve(work: Work) -> list[dict[str, float]]:
         ids = [draw.randrange(2, work.shape.vocabulary) for _ in range(p + k * COMPLETION)]
         ends = [p + i * COMPLETION for i in range(k + 1)]
         text = Row(tuple(ids[:p]), tuple(tuple(ids[a : a + COMPLETION]) for a in ends[:-1]))
-        ours = lambda t=text: work.scored(partial(completion_logps, work.policy), [t])  # noqa: E731
+        measure, most = partial(completion_logps, work.policy), max(work.options.passes)
+        ours = partial(work.scored, measure, [text], most)
         peer = partial(plain_scores, full_logps, work.policy, _lines([text]), size=8)
         runs = {"ours": ours, "peer": partial(peer, **_setting(work))}
         agree(runs["peer"](), _flat(ours()), work.options.precision)
