@@ -267,18 +267,18 @@ PEERS: dict[tuple[str, str], Peer] = {
     ),
     ("score by reward", "one row a completion"): (
         partial(_one_a_row, plain_rewards, lambda w: w.reward),
-        (25, 100),
-        (400,),
+        (5, 25),
+        (100, 400),
     ),
     ("score by log-prob", "one row a completion, all logits"): (
         partial(_one_a_row, full_logps, lambda w: w.policy),
-        (5, 25),
-        (100,),
+        (1, 5),
+        (25, 100),
     ),
     ("score by log-prob", "one row a completion"): (
         partial(_one_a_row, plain_logps, lambda w: w.policy),
-        (25, 100),
-        (400,),
+        (5, 25),
+        (100, 400),
     ),
 }
 CEILED = {  # (what, peer): held against what sharing allows; on a GPU TRL scores completions only
