@@ -281,10 +281,11 @@ PEERS: dict[tuple[str, str], Peer] = {
         (100, 400),
     ),
 }
-CEILED = {  # (what, peer): held against what sharing allows; on a GPU TRL scores completions only
-    False: {("DPO step", "one row a completion"), ("score by log-prob", "one row a completion")},
+PLAIN = "one row a completion"  # our own path without sharing
+CEILED = {  # (what, peer) whose target is a share of the ceiling; on a GPU TRL scores completions only
+    False: {("DPO step", PLAIN), ("score by log-prob", PLAIN)},
+    True: {("DPO step", PLAIN), ("score by log-prob", PLAIN), ("DPO step", "TRL DPOTrainer")},
 }
-CEILED[True] = CEILED[False] | {("DPO step", "TRL DPOTrainer")}
 TOLERANCE = {"fp32": 1e-4, "bf16": 2.0**-4}
 
 
@@ -414,8 +415,9 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
         ratio = costs[name]["median"] / costs["ours"]["median"]
         note = f"{ratio:.2f}x ours; {size} {'pairs' if train else 'rows'} a pass"
         target, value = TARGETS[what][cuda], 1 / ratio
-        if (what, name) in CEILED[cuda]:
+        if (what, name) in CEILED[cuda] or name == PLAIN:
             note += f"; ceiling {ceiling:.2f}x, {ratio / ceiling:.0%} of it"
+        if (what, name) in CEILED[cuda]:
             target, value = 1 / CEILING_TARGET, ceiling / ratio
         target = None if target is None else round(target, 3)
         lines.append(row(case, name, costs[name], "ours", note, target=target, value=value))
