@@ -282,7 +282,7 @@ PEERS: dict[tuple[str, str], Peer] = {
     ),
 }
 PLAIN = "one row a completion"  # our own path without sharing
-CEILED = {  # (what, peer) whose target is a share of the ceiling; on a GPU TRL scores completions only
+CEILED = {  # whose target is a share of the ceiling; on a GPU TRL scores completions only
     False: {("DPO step", PLAIN), ("score by log-prob", PLAIN)},
     True: {("DPO step", PLAIN), ("score by log-prob", PLAIN), ("DPO step", "TRL DPOTrainer")},
 }
