@@ -34,6 +34,7 @@ NO_COMPLETION = "no completion of the task"
 LOSES = -math.inf  # the gold reward of what is no completion of the task
 UNWRITTEN = "summaries of no one or two words"
 UNREADABLE, SPLIT = "unreadable verdicts", "split verdicts"
+INVALID = (UNWRITTEN, UNREADABLE)
 NOTES = {
     "ranked": "Best and worst of the SFT policy's samples, by ROUGE-L F1 against the preferred "
     "completion of the row (a task: by its gold reward); different texts, ties by order "
@@ -77,11 +78,18 @@ def make(work: Work) -> Metrics:
             raise InputError(f"no pair could be made of {found['rows']} rows: {found['dropped']}")
         if how == "two_word":
             parts["test"] = _two_word_test(_between(work, 0.9, 1.0), asked)
-        bill = {} if asked is None else {f"judge_{k}": n for k, n in asdict(asked.bill()).items()}
+        bill = {} if asked is None else _bill(asked, parts)
     card = {"how": how, "parts": parts, "judge": bill or None, "notes": [NOTES[how]]}
     write_json(work.folder / "card.json", card)
     numbers = {name: n for name, n in found.items() if isinstance(n, int | float)}
     return {**numbers, "dropped": sum(found["dropped"].values()), **bill}
+
+
+def _bill(asked: Any, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was asked, what it cost, and how many rows an answer that cannot be read left out."""
+    bill = {f"judge_{name}": value for name, value in asdict(asked.bill()).items()}
+    unread = [part["dropped"].get(why, 0) for part in parts.values() for why in INVALID]
+    return {**bill, "judge_invalid": sum(unread)}
 
 
 def _judge(work: Work) -> AbstractContextManager[Any]:

@@ -128,11 +128,21 @@ def study_plan(
 
 def bytes_needed(plan: Plan, config: StudyConfig) -> float:
     """Bytes that the stages not done will have written at the peak, as far as that is known."""
-    context, store = context_of(plan, config, Machine()), Store(plan.root)
-    todo = [stage for stage in plan.stages if not store.done(plan.keys[stage.id])]
-    costs = [cost_of(stage, context) for stage in todo]
+    costs = _costs_to_come(plan, config)
     kept = sum(cost.disk or 0.0 for cost in costs)
     return kept + max((cost.checkpoint or 0.0 for cost in costs), default=0.0)
+
+
+def judging(plan: Plan, config: StudyConfig) -> tuple[int, float]:
+    """(questions at most, dollars) to the judge of the stages that are not done."""
+    costs = _costs_to_come(plan, config)
+    return sum(cost.questions for cost in costs), sum(cost.dollars for cost in costs)
+
+
+def _costs_to_come(plan: Plan, config: StudyConfig) -> list[Cost]:
+    context, store = context_of(plan, config, Machine()), Store(plan.root)
+    todo = [stage for stage in plan.stages if not store.done(plan.keys[stage.id])]
+    return [cost_of(stage, context) for stage in todo]
 
 
 # --- what is known -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,17 @@ def _row(stage: StagePlan) -> tuple[str, ...]:
         _number(stage.disk_gib),
         f"{stage.questions:,}" if stage.questions else "",
     )
+
+
+def judge_words(bill: Mapping[str, float | None]) -> str:
+    """What a judge was asked and what it cost, in a line; what is not known is said."""
+    asked, reused, invalid = (
+        "unknown" if bill[name] is None else f"{bill[name]:,}"
+        for name in ("asked", "reused", "invalid")
+    )
+    dollars = bill["dollars"]
+    cost = "dollars unknown" if dollars is None else f"{dollars:,.2f} dollars"
+    return f"asked {asked}, reused {reused}, invalid {invalid}, {cost}"
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ from llm.running.runner import run
 from llm.running.state import save_graph
 from llm.study.checks import check_disk, check_models, check_request, check_resources, data_stages
 from llm.study.costs import Machine
-from llm.study.plan import StudyPlan, bytes_needed, study_plan
+from llm.study.plan import StudyPlan, bytes_needed, judging, study_plan
+from llm.study.plan_text import judge_words
 from llm.study.request import (
     SHIPPED,
     Request,
@@ -58,6 +59,7 @@ from llm.study.request import (
 __all__ = ["SHIPPED", "Prepared", "Request", "planned", "prepare", "run_study"]
 SPLIT_SEED = 0
 STUDY = "study.json"
+BILLED = ("asked", "reused", "invalid", "dollars")
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,17 @@ def run_study(request: Request, *, quiet: bool = False) -> int:
             if fresh:
                 _leave(plan.root, existed)
             raise
+        _say_expected(prepared)
         return _run(prepared, request, quiet)
+
+
+def _say_expected(prepared: Prepared) -> None:
+    """What the judge will be asked, and what that costs, before the first question."""
+    model = prepared.config.judge.model
+    questions, dollars = (0, 0.0) if model is None else judging(prepared.plan, prepared.config)
+    if questions:
+        says = f"judge {model}: {questions:,} questions at most, about {dollars:,.2f} dollars"
+        print(says, file=sys.stderr)
 
 
 def _run_together(prepared: Prepared, request: Request) -> int:
@@ -224,7 +236,9 @@ def _run(prepared: Prepared, request: Request, quiet: bool) -> int:
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if request.only is not None:
         return 1 if failed else 0
-    _write_study(prepared, request)
+    bill = _write_study(prepared, request)["judge"]
+    if bill is not None:
+        print(f"judge {prepared.config.judge.model}: {judge_words(bill)}", file=sys.stderr)
     verdicts = compare(request.out, predictions_of(request))
     if not quiet:
         print("\n".join(verdict_lines(verdicts)))
@@ -244,7 +258,7 @@ def _make_data(plan: Plan) -> None:
             raise
 
 
-def _write_study(prepared: Prepared, request: Request) -> None:
+def _write_study(prepared: Prepared, request: Request) -> dict[str, Any]:
     """study.json and data_card.json: all that was ever asked here, where each stage stands."""
     plan, identity, store = prepared.plan, prepared.identity, Store(prepared.plan.root)
     done = {name: key for name, key in prepared.keys.items() if store.done(key)}
@@ -261,10 +275,33 @@ def _write_study(prepared: Prepared, request: Request) -> None:
         "seeds": list(prepared.seeds),
         "stages": {name: f"stages/{key.directory}" for name, key in done.items()},
         "total_seconds": round(sum(r["wall_seconds"] for r in records.values()), 1),
+        "judge": judged(record["metrics"] for record in records.values()),
         "too_small": _too_small(identity, records, card),
         "command": shlex.join(["python", "-m", "llm", *sys.argv[1:]]),
     }
     write_json(plan.root / STUDY, study)
+    return study
+
+
+def judged(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float | None] | None:
+    """What the judge was asked in all stages together, and the dollars; None: no stage asked.
+
+    asked, reused: questions; invalid: comparisons (and two-word summaries) whose answer could not
+    be read. A sum is None where a stage does not know its own part.
+    """
+    bills = [
+        {name: each.get(prefix + name) for name in BILLED}
+        for each in metrics
+        for prefix in ("", "judge_")  # verdicts; pairs that the judge labels
+        if f"{prefix}asked" in each
+    ]
+    return {name: _sum([bill[name] for bill in bills]) for name in BILLED} if bills else None
+
+
+def _sum(values: list[float | None]) -> float | None:
+    """None where one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _too_small(

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,13 +19,15 @@ from safetensors import safe_open
 
 from llm import __main__ as command
 from llm.data.task_file import read_task
+from llm.judge.ask import Bill
 from llm.protocol import presets
 from llm.records import file_digest, locked
 from llm.running.state import states
-from llm.stages import kinds
-from llm.study.study import Request, prepare
+from llm.stages import kinds, pairs
+from llm.study.plan_text import judge_words
+from llm.study.study import Request, judged, prepare
 from paper_figures import __main__ as figures
-from tests.llm.misbehaving import KEY
+from tests.llm.misbehaving import KEY, Server, longer
 from theory.predictions import Prediction, load_measurements, load_verdicts, save
 
 SCRIPT = Path(__file__).with_name("small_study.py")
@@ -435,6 +438,53 @@ def test_text_is_trained_on_but_not_judged(capsys, tmp_path, small_tldr, small_t
     measured = {m.quantity for m in load_measurements(out / "measurements.json")}
     assert {"rouge_l[dpo]", "mean_tokens[online_dpo_dpo]", "val_loss[dpo_rm]"} <= measured
     assert not any(quantity.startswith("win_rate") for quantity in measured)
+
+
+def _said_of_the_judge(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("judge ")]
+
+
+def test_what_the_judge_costs_is_said_before_and_after(
+    capsys, tmp_path, monkeypatch, small_tldr, small_tokenizer_file
+):
+    """Each of 5 policies has 4 samples, asked in 2 orders; one answer cannot be read."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    out = tmp_path / "out"
+    with Server(lambda asked: longer(asked) if len(server.prompts) > 1 else "no idea") as server:
+        line = _arguments(small_tldr, out, "fig3", "--tokenizer", str(small_tokenizer_file))
+        line += ["--judge", "gpt-4o", "--base-url", server.url, "--seeds", "1", "--jobs", "1"]
+        assert command.main(line) == 0
+        before, after = _said_of_the_judge(capsys)
+        asked = len(server.prompts)
+        assert command.main(line) == 0  # all is done: nothing is expected
+    assert before.startswith("judge gpt-4o: 40 questions at most, about 0.0")
+    bill = json.loads((out / "study.json").read_text())["judge"]
+    dollars = asked * (100 * 2.5 + 10 * 10) / 1e6
+    assert bill["dollars"] == pytest.approx(dollars)
+    assert (bill["asked"], bill["invalid"] >= 1) == (asked, True)
+    said = f"asked {asked}, reused {bill['reused']}, invalid {bill['invalid']}, "
+    said += f"{dollars:.2f} dollars"
+    assert [after] == [f"judge gpt-4o: {said}"] == _said_of_the_judge(capsys)
+    assert command.main(["status", str(out)]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_bill_that_one_stage_does_not_know_is_unknown():
+    one = {"asked": 3, "reused": 1, "invalid": 0, "dollars": 0.5}
+    made = {"pairs": 7, "judge_asked": 2, "judge_reused": 0, "judge_invalid": 1}
+    whole = {"asked": 5, "reused": 1, "invalid": 1, "dollars": 0.75}
+    assert judged([one, {**made, "judge_dollars": 0.25}, {"loss": 1.0}]) == whole
+    assert judged([one, {**made, "judge_dollars": None}]) == {**whole, "dollars": None}
+    assert "dollars unknown" in judge_words({**whole, "dollars": None})
+    assert judged([{"loss": 1.0}]) is None
+
+
+def test_rows_that_an_unreadable_answer_left_out_are_in_the_bill():
+    dropped = ({pairs.UNREADABLE: 2, pairs.SPLIT: 5}, {pairs.UNWRITTEN: 1}, {})
+    parts = {str(i): {"dropped": found} for i, found in enumerate(dropped)}
+    asked = SimpleNamespace(bill=lambda: Bill(9, 0, 0, None, None, None, 1))
+    bill = judged([pairs._bill(asked, parts)])
+    assert bill == {"asked": 9, "reused": 0, "invalid": 3, "dollars": None}
 
 
 def test_status_and_dry_run(capsys, study, tmp_path):
