@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ AGAIN = (408, 409, 425, 429)  # and 500 up: tried again
 REFUSALS = ("content_filter", "content_policy_violation", "context_length_exceeded")
 SAYS_REFUSAL = ("maximum context length", "content management policy")
 SHOWN = 300  # characters of a foreign message
+NEAREST = 5  # models that are named where the one asked for is not listed
+CHECK = Question("", 0.0, 16, "Answer with one word: is water wet?")  # some take no fewer tokens
 
 
 class EndpointError(RuntimeError):
@@ -104,15 +107,50 @@ class Endpoint:
         self._client.close()
 
     def reach(self) -> None:
-        """Raise InputError if the endpoint is not there, or refuses the key. Asks for no answer."""
+        """Raise InputError if the endpoint is not there, refuses the key or has no such model.
+
+        Asks for its list of models, which costs nothing. Where it has none, asks one real question
+        of a few tokens: its answer is not kept, and stands in no bill of ours. A failure that may
+        pass by itself (429, 5xx) is no error: the endpoint is there.
+        """
         try:
-            self._client.models.list()
-        except (self._openai.AuthenticationError, self._openai.PermissionDeniedError) as error:
+            names = self._listed()
+            if not names and not getattr(self._request(CHECK), "choices", None):
+                raise InputError(self._line("is no OpenAI-compatible endpoint: not a completion"))
+        except _FaultError as fault:
+            if fault.again or fault.refused:
+                return
+            raise InputError(self._line(f"refuses a question: {fault}")) from None
+        if names and self.served not in names:
+            near = self._cut(", ".join(get_close_matches(self.served, names, NEAREST, 0.0)))
+            lists = f"has no such model; it lists {len(names)}, the nearest: {near}"
+            raise InputError(self._line(lists))
+
+    def _listed(self) -> list[str]:
+        """The models that the endpoint lists, [] if it has no list. Raises InputError, _FaultError.
+
+        Not by `models.list()`: what is no list is a raw AttributeError there.
+        """
+        api = self._openai
+        try:
+            reply = self._client.get("/models", cast_to=object)
+        except (api.AuthenticationError, api.PermissionDeniedError) as error:
             raise InputError(self._line(f"refuses the key: {self._said(error)}")) from None
-        except self._openai.APIConnectionError as error:
+        except api.APIConnectionError as error:
             raise InputError(self._line(f"does not answer: {self._said(error)}")) from None
-        except self._openai.APIError:
-            return  # it is there; many list no models
+        except api.APIStatusError as error:
+            fault = self._status(error)
+            if fault.again:
+                raise fault from None
+            return []
+        except ValueError as error:  # JSON that ends early
+            reply = error
+        if not isinstance(reply, dict | list):
+            raise InputError(self._line(f"is no OpenAI-compatible endpoint: {self._cut(reply)}"))
+        rows: Any = reply.get("data") if isinstance(reply, dict) else reply  # some send it bare
+        if not isinstance(rows, list):
+            return []
+        return [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
 
     def ask(self, question: Question) -> Answer:
         """The answer, after at most `retries` further tries. Raises EndpointError, StoppedError."""

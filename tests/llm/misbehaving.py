@@ -26,6 +26,11 @@ def longer(prompt: str) -> str:
     return f"Comparison: one of them says more.\nPreferred: {letter}"
 
 
+def listed(names: list[str]) -> Any:
+    """The answer to GET /models."""
+    return {"object": "list", "data": [{"id": name} for name in names]}
+
+
 class Server:
     """In `with`: `url` is its address, `prompts` what it was asked, `faults` what it does first.
 
@@ -43,6 +48,7 @@ class Server:
         self.keys: set[str] = set()
         self.answer_limit: int | None = None
         self.model = "gpt-4o-2024-08-06"
+        self.models: list[str] | None = ["gpt-4o"]  # that it lists; None: 404, it has no list
         self.usage = True
         self.echo = ""  # said in every error
         self.busiest = 0  # most requests at once
@@ -112,10 +118,16 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         if owner.always.isdigit():
             self._send(int(owner.always), _error(owner, "no"))
-        elif self.path.endswith("/models"):
-            self._send(200, {"object": "list", "data": []})
-        else:
+        elif owner.always == "html":
+            self._send(200, "<html>Welcome</html>", kind="text/html")
+        elif owner.always == "truncated":
+            self._send(200, '{"object": "li')
+        elif not self.path.endswith("/models"):
             self._send(200, {})
+        elif owner.models is None:
+            self._send(404, _error(owner, "no such page"))
+        else:
+            self._send(200, listed(owner.models))
 
     def do_POST(self) -> None:
         owner = self.server.owner

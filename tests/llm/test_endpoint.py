@@ -20,6 +20,7 @@ from llm.judge.endpoint import StoppedError
 from llm.judge.pace import Pace, backoff, retry_after
 from llm.judge.store import Answer, Question
 from llm.runtime import Runtime
+from tests.llm import misbehaving
 from tests.llm.misbehaving import KEY, Server, longer
 
 ROWS = [Comparison(f"post {i}", "longer " * (1 + i % 2), "longer but " * (i % 3)) for i in range(9)]
@@ -430,17 +431,85 @@ def test_no_model_is_no_judge() -> None:
         check_judge(JudgeConfig(), Runtime())
 
 
+def reached(server: Server, model: str = "gpt-4o") -> None:
+    reach_judge(JudgeConfig(model=model), Runtime(base_url=server.url))
+
+
 def test_whether_an_endpoint_answers_is_asked_without_a_question(server: Server) -> None:
-    config, there = JudgeConfig(model="gpt-4o"), Runtime(base_url=server.url)
-    reach_judge(config, there)
-    server.always = "404"  # lists no models: it is there all the same
-    reach_judge(config, there)
+    reached(server)
     server.echo = KEY
     for status in ("401", "403"):
         server.always = status
         with pytest.raises(InputError, match="refuses the key") as caught:
-            reach_judge(config, there)
+            reached(server)
         assert KEY not in str(caught.value)
     with pytest.raises(InputError, match="does not answer"):
-        reach_judge(config, Runtime(base_url="http://127.0.0.1:9/v1"))
+        reach_judge(JudgeConfig(model="gpt-4o"), Runtime(base_url="http://127.0.0.1:9/v1"))
+    assert server.prompts == []
+
+
+def test_a_model_that_is_not_listed_is_refused_with_the_nearest_that_are(server: Server) -> None:
+    server.models = [*(f"other {i}" for i in range(300)), "gpt-4o", "gpt-4o-mini", KEY]
+    with pytest.raises(InputError, match=r"judge gpt-4oo at .* has no such model") as caught:
+        reached(server, "gpt-4oo")
+    said = str(caught.value)
+    assert "303" in said
+    assert "gpt-4o, gpt-4o-mini" in said
+    assert len(said) < 400
+    with pytest.raises(InputError, match="no such model") as caught:
+        reached(server, KEY[:-1])
+    assert KEY not in str(caught.value)
+    assert server.prompts == []
+
+
+@pytest.mark.parametrize("models", [None, []])
+def test_without_a_list_one_short_question_is_asked(
+    server: Server, models: list[str] | None
+) -> None:
+    server.models = models
+    reached(server)
+    (body,) = server.bodies
+    assert body["model"] == "gpt-4o"
+    assert body["max_tokens"] < 50
+    server.faults.append("filtered")
+    reached(server)  # what refuses the text is there
+
+
+@pytest.mark.parametrize("fault", ["400", "401", "403", "404", "quota", "html", "no choices"])
+def test_a_question_that_is_refused_is_bad_input(server: Server, fault: str) -> None:
+    server.models, server.echo = None, KEY
+    server.faults.append(fault)
+    with pytest.raises(InputError, match=f"judge gpt-4o at {server.url}") as caught:
+        reached(server)
+    assert KEY not in str(caught.value)
+    assert len(server.prompts) == 1
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "503", "408", "drop", "truncated"])
+def test_a_question_that_fails_for_now_is_no_bad_input(server: Server, fault: str) -> None:
+    server.models = None
+    server.faults.append(fault)
+    reached(server)
+    assert len(server.prompts) == 1
+
+
+def test_a_wrong_path_is_refused(server: Server) -> None:
+    server.always = "404"
+    with pytest.raises(InputError, match=f"judge gpt-4o at {server.url}.* 404"):
+        reached(server)
+
+
+@pytest.mark.parametrize("fault", ["html", "truncated"])
+def test_a_page_is_no_endpoint(server: Server, fault: str) -> None:
+    server.always = fault
+    with pytest.raises(InputError, match="is no OpenAI-compatible endpoint") as caught:
+        reached(server)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_list_of_models_is_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(misbehaving, "listed", lambda names: [{"id": name} for name in names])
+    reached(server)
+    with pytest.raises(InputError, match="no such model"):
+        reached(server, "gpt-4oo")
     assert server.prompts == []
