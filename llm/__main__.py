@@ -33,7 +33,10 @@ BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.E
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong."""
+    """Run one subcommand; its exit code is the verdict, 2 means that the input was wrong.
+
+    1 where what is asked from outside failed: the judge's endpoint, vLLM, a full disk.
+    """
     command = tyro.cli(Command, prog="python -m llm", args=arguments)  # pyright: ignore
     try:
         return command.run()
@@ -46,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not _from_outside(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         if error.errno in BAD_PATHS:
@@ -55,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error.strerror}{where}; run again when there is room", file=sys.stderr)
         return 1
+
+
+def _from_outside(error: RuntimeError) -> bool:
+    """Whether the judge's endpoint or vLLM failed, and not this program."""
+    from llm.judge import EndpointError
+    from llm.sampling.vllm_process import SamplerError
+
+    return isinstance(error, EndpointError | SamplerError)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Judge:
     runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes] = field(default_factory=Runtime)
 
     def run(self) -> int:
-        """Exit code: 0 when every comparison is judged, 2 for bad input."""
+        """Exit code: 0 when every comparison is judged, 1 if the judge fails, 2 for bad input."""
         import tempfile
 
         from llm import tables

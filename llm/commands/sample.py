@@ -48,7 +48,7 @@ class Sample:
     runtime: Annotated[Runtime, tyro.conf.OmitArgPrefixes] = field(default_factory=Runtime)
 
     def run(self) -> int:
-        """Exit code: 0 when they are written, 2 for bad input."""
+        """Exit code: 0 when they are written, 1 if vLLM fails, 2 for bad input."""
         from llm import tables
         from llm.config import EvalConfig
         from llm.errors import InputError

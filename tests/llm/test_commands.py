@@ -10,8 +10,10 @@ import pytest
 from llm import __main__ as command
 from llm import tables
 from llm.data.config import DataConfig
+from llm.judge import pace
 from tests.llm.misbehaving import KEY, Server
 from tests.llm.small_stages import data_stage, random_policy
+from tests.llm.stub_vllm import write_stub
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,51 @@ def test_rows_that_cannot_be_judged_are_refused_before_anybody_is_asked(
     line = ["judge", str(tmp_path / "rows.parquet"), "--model", "m", "--out", str(tmp_path / "out")]
     assert command.main([*line, "--base-url", "http://127.0.0.1:9/v1"]) == 2
     assert message in capsys.readouterr().err
+
+
+# --- what fails outside --------------------------------------------------------------------------
+
+
+def _one_line(capsys) -> str:
+    """What was said on stderr: one line, and no traceback."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_an_endpoint_that_fails_is_one_line_and_what_was_answered_is_kept(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ROADS_KEY", KEY)
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
+    long = _file(tmp_path / "long.parquet", "a long summary", "another long one")
+    line = ["judge", str(long), "--model", "gpt-4o", "--out", str(tmp_path / "out")]
+    line += ["--key-name", "ROADS_KEY", "--retries", "1", "--concurrency", "1"]
+    with Server() as server:
+        line += ["--base-url", server.url]
+        server.faults.extend(["", "500", "500"])
+        assert command.main(line) == 1
+        assert "after 2 tries (1 of 4 answers are kept; run again for the rest)" in _one_line(
+            capsys
+        )
+        assert not list((tmp_path / "out").rglob("*.parquet*"))
+        assert command.main(line) == 0
+        assert max(server.answered.values()) == 1
+
+
+def test_a_vllm_that_fails_is_one_line_and_writes_nothing(stages, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STUB", "error")
+    line = _sample(stages, tmp_path / "out", "--max-tokens", "4", "--sampler", "vllm")
+    assert command.main([*line, "--vllm-python", str(write_stub(tmp_path))]) == 1
+    assert "vLLM failed: " in _one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback(stages, tmp_path, monkeypatch):
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("llm.stages.evaluate.draw", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command.main(_sample(stages, tmp_path / "out", "--max-tokens", "4"))
