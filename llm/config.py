@@ -117,9 +117,11 @@ class EvalConfig:
     counts: tuple[int, ...] = (1, 2, 5, 10, 25)  # N, at most `pool`
 
     def __post_init__(self) -> None:
-        if not self.counts or min(self.counts) < 1 or max(self.counts) > self.pool:
+        rising = list(self.counts) == sorted(set(self.counts))
+        if not self.counts or not rising or min(self.counts) < 1 or max(self.counts) > self.pool:
             raise InputError(
-                f"evaluation setting counts = {list(self.counts)} must lie in 1..{self.pool} (pool)"
+                f"evaluation setting counts = {list(self.counts)} must rise and lie in "
+                f"1..{self.pool} (pool)"
             )
 
 

@@ -39,6 +39,12 @@ class Options:
     judge: str | None = None
     """The judge of text: a model of an OpenAI-compatible endpoint, local:FOLDER (served here by
     vLLM), or none (ROUGE-L alone). Default: the preset's."""
+    one_order: bool = False
+    """Ask the judge in one order, not in both: half the questions; that it prefers a place is then
+    not noticed."""
+    counts: tuple[int, ...] = ()
+    """N of best-of-N (Figs. 4, 10), rising. The largest decides how many samples a prompt are drawn
+    and judged; the shipped predictions are about 25. Default: the preset's."""
     jobs: int | None = None
     """Stages at a time. Default: one a CPU core, or what the GPUs take (--gpus, --tensor-parallel);
     stages that only ask a judge run beside them. Numbers do not depend on it."""
@@ -49,5 +55,5 @@ class Options:
         from llm.study.study import Request
 
         names = ("out", "preset", "data", "short_task", "rouge_task", "tokenizer", "model")
-        names += ("judge", "jobs", "runtime")
+        names += ("judge", "one_order", "counts", "jobs", "runtime")
         return Request(**{name: getattr(self, name) for name in names}, **more)  # pyright: ignore

@@ -39,11 +39,11 @@ NOTES = {
     "ranked": "Best and worst of the SFT policy's samples, by ROUGE-L F1 against the preferred "
     "completion of the row (a task: by its gold reward); different texts, ties by order "
     "(App. C.1).",
-    "narrow": "Two samples of the SFT policy a row; the judge picks in both orders (a task: "
-    "Bradley-Terry by its gold reward). Identical texts, split and unreadable verdicts are no "
-    "preference (App. C.1).",
+    "narrow": "Two samples of the SFT policy a row; the judge picks in both orders, or in the one "
+    "of the settings (a task: Bradley-Terry by its gold reward). Identical texts, split and "
+    "unreadable verdicts are no preference (App. C.1).",
     "two_word": "Two two-word summaries by the judge model a row, labelled by the judge in both "
-    "orders; it writes the test references too (App. C.1).",
+    "orders, or in the one of the settings; it writes the test references too (App. C.1).",
 }
 
 

@@ -37,7 +37,8 @@ def _sums(plan: StudyPlan) -> Iterator[str]:
         f"disk: {_number(totals.disk_gib)} GiB kept, and up to {_number(totals.checkpoint_gib)} "
         "GiB of checkpoints for each stage that trains at the time"
     )
-    yield f"judge: {totals.questions:,} questions at most, {totals.dollars:,.0f} dollars"
+    orders = "" if plan.config["judge"]["both_orders"] else ", in one order"
+    yield f"judge: {totals.questions:,} questions at most{orders}, {totals.dollars:,.0f} dollars"
     yield from (f"  assumed: {line}" for line in plan.assumptions)
     yield from (f"  unresolved: {name} (only the hub could tell)" for name in plan.unresolved)
     yield from (f"  warning: {line}" for line in plan.warnings)

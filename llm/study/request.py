@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llm.config import FIGURES, JudgeConfig, ModelConfig, StudyConfig, check_figures
+from llm.config import FIGURES, EvalConfig, JudgeConfig, ModelConfig, StudyConfig, check_figures
 from llm.data.hub import hub_names, revision_of
 from llm.data.source import kind_of_source
 from llm.data.task_file import read_task
@@ -36,6 +36,8 @@ class Request:
     tokenizer: str | None = None
     model: str | None = None
     judge: str | None = None  # model of an endpoint, or "none"; None: the preset's
+    one_order: bool = False  # ask the judge in one order, not in both
+    counts: tuple[int, ...] = ()  # N of best-of-N; (): the preset's
     predictions: Path | None = None
     jobs: int | None = None
     cluster: str | None = None  # address of a Ray cluster
@@ -84,7 +86,7 @@ def tokenizer_of(request: Request, config: StudyConfig) -> str | None:
 
 
 def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
-    """The preset for this kind of data, with the user's model and judge. Raises InputError.
+    """The preset for this kind of data, with the user's model, judge and N. Raises InputError.
 
     A hub model is pinned to the revision that a study begun in this folder has, else to the newest
     one. ask_hub: whether the hub may be asked for it; a dry run asks nobody.
@@ -103,6 +105,11 @@ def configure(request: Request, *, ask_hub: bool = True) -> StudyConfig:
     config = replace(config, models=models)
     if request.judge is not None:
         config = replace(config, judge=_judge(config.judge, request.judge))
+    config = replace(config, evaluation=_evaluation(config.evaluation, request.counts))
+    if request.one_order:
+        if kind == "task" or config.judge.model is None:
+            raise InputError("--one-order: no model judges this study (--judge, text)")
+        config = replace(config, judge=replace(config.judge, both_orders=False))
     if kind == "text":
         return config
     horizons = {name: read_task(Path(source)).horizon for name, source in sources.items()}
@@ -129,6 +136,13 @@ def _judge(config: JudgeConfig, name: str) -> JudgeConfig:
         return replace(config, model=None if name == "none" else name)
     content = folder_name(folder) if folder.is_dir() else None  # no folder: an error later
     return replace(config, model=name, content=content)
+
+
+def _evaluation(config: EvalConfig, counts: tuple[int, ...]) -> EvalConfig:
+    """With the N asked for; no more samples are drawn, and judged, than the largest N needs."""
+    if not counts:
+        return config
+    return replace(replace(config, counts=counts), pool=max(counts))
 
 
 def _resolved(model: ModelConfig, pinned: Mapping[str, str], ask_hub: bool) -> ModelConfig:

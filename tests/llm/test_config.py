@@ -7,6 +7,7 @@ import pytest
 
 from llm.config import (
     FIGURES,
+    EvalConfig,
     ModelConfig,
     OnlineConfig,
     TrainConfig,
@@ -53,6 +54,7 @@ def test_the_papers_tables():
         lambda: OnlineConfig(temperature=0.0),
         lambda: replace(preset("tiny", "task"), dpo_beta=0.0),
         lambda: replace(preset("tiny", "task"), margins={"fig5": 0.0}),
+        *(lambda n=n: EvalConfig(counts=n) for n in ((), (0, 1), (1, 26), (5, 5), (5, 1))),
         lambda: preset("70b", "text"),
         lambda: check_figures(("fig9", "fig11")),
     ],

@@ -364,6 +364,51 @@ def test_the_judge_of_fig10_is_asked_what_the_volume_says(plans):
     assert plans["fig10"]["totals"]["questions"] == 360_000
 
 
+def _totals(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict, dict]:
+    """(configuration, totals) of Fig. 10's plan."""
+    line = ["study", "fig10", "--preset", "1.4b", "--seeds", "1", "--out", "/nowhere/study"]
+    assert command.main([*line, "--dry-run", "--json", *options]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    return plan["config"], plan["totals"]
+
+
+def test_the_judge_is_asked_less_by_fewer_n_and_in_one_order(capsys):
+    """The largest N decides the pool; the paper's 25 and both orders stay the default."""
+    config, whole = _totals(capsys=capsys)
+    assert (config["judge"]["both_orders"], config["evaluation"]["pool"]) == (True, SAMPLES)
+    assert whole["questions"] == 2 * PROMPTS[""] * SAMPLES * 2
+    config, one = _totals("--one-order", capsys=capsys)
+    assert config["judge"]["both_orders"] is False
+    assert one["questions"] == whole["questions"] / 2
+    config, fewer = _totals("--counts", "1", "5", "--one-order", capsys=capsys)
+    assert (config["evaluation"]["counts"], config["evaluation"]["pool"]) == ([1, 5], 5)
+    assert fewer["questions"] == one["questions"] / 5
+    assert fewer["dollars"] == pytest.approx(whole["dollars"] / 10, abs=0.01)
+    assert _totals("--counts", "1", "25", capsys=capsys)[1] == whole
+
+
+def test_the_plan_says_that_one_order_is_asked(capsys):
+    line = ["study", "fig10", "--preset", "1.4b", "--out", "/nowhere/study", "--dry-run"]
+    assert command.main([*line, "--one-order"]) == 0
+    assert "questions at most, in one order" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--counts", "1", "26"], "counts = [1, 26] must rise and lie in 1..25"),
+        (["--counts", "5", "5"], "counts = [5, 5] must rise"),
+        (["--judge", "none", "--one-order"], "--one-order: no model judges this study"),
+        (["--preset", "tiny", "--one-order"], "--one-order: no model judges this study"),
+    ],
+)
+def test_fewer_questions_that_make_no_sense_are_refused(capsys, tmp_path, options, says):
+    line = ["study", "fig10", "--preset", "1.4b", "--out", str(tmp_path / "out")]
+    assert command.main([*line, *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # --- the plan itself ------------------------------------------------------------------------------
 
 
