@@ -1,4 +1,4 @@
-"""Sizes of models: parameters, and the bytes that training, scoring and sampling keep on a GPU."""
+"""Sizes of models: width, layers, heads, vocabulary and parameters; `llm.study.costs` has bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ def neox(hidden: int, layers: int, heads: int, vocabulary: int) -> Shape:
 
 
 # Biderman et al. 2023. The vocabulary of 50,277 entries is padded to a multiple of 128, 256 or 512.
-# the hub: of 256, the same number here).
 PYTHIA = {
     "70m": neox(512, 6, 8, 50304),
     "160m": neox(768, 12, 12, 50304),
@@ -80,9 +79,9 @@ def _of_folder(folder: Path) -> Shape:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         counted = sum(_parameters(file) for file in sorted(folder.glob("*.safetensors")))
         return Shape(
-            config["hidden_size"],
-            config["num_hidden_layers"],
-            config["num_attention_heads"],
+            config["n_embd" if "n_embd" in config else "hidden_size"],  # n_: GPT-2's words
+            config["n_layer" if "n_layer" in config else "num_hidden_layers"],
+            config["n_head" if "n_head" in config else "num_attention_heads"],
             config["vocab_size"],
             counted,
         )

@@ -16,7 +16,7 @@ from llm.errors import InputError
 from llm.judge import reach_judge
 from llm.protocol.stage import Stage
 from llm.records import Store, read_json
-from llm.running.execute import Plan, gpus_of
+from llm.running.execute import Plan, gpus_of, served_judge
 from llm.running.places import visible_gpus
 from llm.runtime import Runtime
 from llm.sampling.vllm_process import require_vllm
@@ -57,10 +57,11 @@ def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> 
         from llm.running.cluster import check_cluster
 
         check_cluster(cluster)
-    else:
+    _check_judge(todo, config, plan.runtime)
+    if cluster is None:
         _check_gpus(todo, plan.runtime)
         _check_vllm(todo, plan.runtime)
-    _check_judge(todo, config, plan.runtime)
+    _check_weights(todo)
 
 
 def _check_pretrained(model: ModelConfig, tokenizer: str | None) -> None:
@@ -70,6 +71,23 @@ def _check_pretrained(model: ModelConfig, tokenizer: str | None) -> None:
     pretrained_shape(model)
     if tokenizer is not None and model.pretrained is not None:
         check_vocabulary(load_tokenizer(tokenizer), model.pretrained, model.revision)
+
+
+def _check_weights(todo: list[Stage]) -> None:
+    """Open each pretrained folder that is still to be trained: its weights are whole, it packs.
+
+    A name on the hub may be a download of many GB: that is left to its SFT stage.
+    """
+    from transformers import logging
+
+    from llm.models import build
+    from llm.models.forward import check_packing
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for model in {ModelConfig(**s.settings["model"]): None for s in todo if s.kind == "sft"}:
+        if model.pretrained is not None and Path(model.pretrained).is_dir():
+            check_packing(f"--model {model.pretrained}", build.load_pretrained(model))
 
 
 def _check_gpus(todo: list[Stage], runtime: Runtime) -> None:
@@ -83,7 +101,9 @@ def _check_gpus(todo: list[Stage], runtime: Runtime) -> None:
 
 
 def _check_vllm(todo: list[Stage], runtime: Runtime) -> None:
-    if any(stage.settings.get("sampling", {}).get("sampler") == "vllm" for stage in todo):
+    """vLLM is there where it samples, and where it serves the judge."""
+    samples = any(s.settings.get("sampling", {}).get("sampler") == "vllm" for s in todo)
+    if samples or any(asks_judge(s) and served_judge(s) is not None for s in todo):
         require_vllm(runtime)
 
 

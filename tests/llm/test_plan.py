@@ -9,14 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from llm import __main__ as command
 from llm import tables
 from llm.config import FIGURES, ModelConfig
 from llm.data.config import DataConfig
 from llm.errors import InputError
+from llm.models import build
 from llm.models.build import new_policy, save_policy
 from llm.models.shapes import PYTHIA, neox, shape_of
 from llm.records import write_json
@@ -27,6 +30,7 @@ from llm.study.plan import StagePlan, StudyPlan
 from llm.study.request import Request, configure, default_seeds
 from llm.study.study import planned
 from tests.llm.small_stages import data_stage
+from tests.llm.small_study import small
 
 PUBLISHED = {  # the parameters of each model's card on the hub
     "70m": 70_426_624,
@@ -39,6 +43,7 @@ PUBLISHED = {  # the parameters of each model's card on the hub
     "12b": 11_846_072_320,
 }
 SMALL = neox(64, 2, 2, 100)
+PRESET = small("task").preset  # known by its module
 MACHINE = Machine(peak_tflops=1.0, utilisation=0.5, bandwidth=1.0, bandwidth_use=0.5, sequences=4)
 
 
@@ -62,6 +67,8 @@ def test_parameters_of_a_model_from_scratch_and_of_a_folder_are_counted(tmp_path
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="its shape cannot be read"):
         shape_of(ModelConfig(pretrained=str(tmp_path)), None)
+    GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50).save_pretrained(tmp_path)  # its words
+    assert shape_of(ModelConfig(pretrained=str(tmp_path)), None) == found
 
 
 def test_what_is_not_known_is_none():
@@ -338,3 +345,84 @@ def test_vllm_that_is_not_there_is_refused(capsys, tmp_path, shared_task_file):
     capsys.readouterr()  # the library's progress bar
     line += ["--model", str(model), "--vllm-python", "/no/such/python"]
     assert "/no/such/python" in _refused(capsys, tmp_path / "out", *line)
+
+
+def test_a_judge_served_here_needs_vllm(capsys, tmp_path, small_tldr, small_tokenizer_file):
+    """Whatever samples: a server is started for it after everything has been trained."""
+    judge = tmp_path / "judge"
+    save_policy(new_policy(ModelConfig(), vocabulary=50, eos=0, pad=1, seed=0), judge)
+    (judge / "tokenizer.json").write_text("{}")
+    (judge / "chat_template.jinja").write_text("x")
+    capsys.readouterr()  # the library's progress bar
+    line = _text(small_tldr, small_tokenizer_file, "--judge", f"local:{judge}")
+    errors = _refused(capsys, tmp_path / "out", *line, "--vllm-python", "/no/such/python")
+    assert "/no/such/python" in errors
+
+
+# --- a pretrained model --------------------------------------------------------------------------
+
+
+def _pretrained(folder: Path, fault: str | None = None) -> Path:
+    """A folder with a small model, or with what is none."""
+    import transformers as tf
+
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kinds = {
+        "bias": lambda: tf.PhiConfig(intermediate_size=64, **shape),
+        "packing": lambda: tf.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=2),
+    }
+    make = kinds.get(fault or "", lambda: tf.GPTNeoXConfig(intermediate_size=64, **shape))
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(make())
+    state = model.state_dict()
+    with torch.no_grad():
+        if fault == "bias":
+            model.lm_head.bias.fill_(0.5)
+        if fault == "nan":
+            model.get_input_embeddings().weight[3, 4] = torch.nan
+    if fault == "missing":
+        state = {name: tensor for name, tensor in state.items() if "final" not in name}
+    model.save_pretrained(folder, state_dict=state)
+    if fault == "cut":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("cut", "cannot be loaded"),
+        ("nan", "is not finite"),
+        ("missing", "lack 2 weights"),
+        ("bias", "not its hidden states times its output matrix"),
+        ("packing", "cannot run several completions behind one prompt"),
+    ],
+)
+def test_a_pretrained_model_that_cannot_be_trained_is_refused(
+    capsys, tmp_path, shared_task_file, fault, message
+):
+    model, out = _pretrained(tmp_path / "model", fault), tmp_path / "out"
+    capsys.readouterr()  # the library's progress bar
+    line = ["--preset", PRESET, "--data", str(shared_task_file), "--model", str(model)]
+    for asked in (["train", "sft"], ["study", "fig9"]):
+        assert command.main([*asked, *line, "--out", str(out)]) == 2
+        errors = capsys.readouterr().err.strip()
+        assert errors.startswith(f"error: --model {model}: ")
+        assert message in errors
+        assert "\n" not in errors
+        assert not out.exists()
+
+
+def test_a_pretrained_model_is_opened_only_where_it_is_to_be_trained(
+    tmp_path, shared_task_file, monkeypatch
+):
+    model = _pretrained(tmp_path / "model")
+    line = ["train", "sft", "--preset", PRESET, "--data", str(shared_task_file), "--jobs", "1"]
+    line += ["--model", str(model), "--out", str(tmp_path / "out")]
+    opened, load = [], build.load_pretrained
+    monkeypatch.setattr(build, "load_pretrained", lambda m: opened.append(m.pretrained) or load(m))
+    assert command.main(line) == 0
+    assert opened == 2 * [str(model)]  # before the first second of work, and by the stage
+    assert command.main(line) == 0
+    assert len(opened) == 2
