@@ -19,7 +19,7 @@ class Runtime:
     prices: dollars a million tokens.
     """
 
-    base_url: str | None = None  # None: the openai library's own default
+    base_url: str | None = None  # None: OPENAI_BASE_URL of the environment, else OpenAI's own
     key_name: str = "OPENAI_API_KEY"
     concurrency: int = 16
     requests_per_minute: int | None = None

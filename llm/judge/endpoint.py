@@ -14,6 +14,7 @@ from llm.judge.pace import PATIENCE, Pace, backoff, retry_after
 from llm.judge.store import Answer, Question
 from llm.runtime import Runtime
 
+OPENAI = "https://api.openai.com/v1"
 LOCAL = ("localhost", "127.0.0.1", "::1")  # hosts that need no key
 NO_KEY = "none"
 AGAIN = (408, 409, 425, 429)  # and 500 up: tried again
@@ -45,9 +46,16 @@ def read_key(runtime: Runtime) -> str:
     raise InputError(f"the judge needs an API key: the environment has no {runtime.key_name}")
 
 
+def address(runtime: Runtime) -> str:
+    """The endpoint's base URL: --base-url, else OPENAI_BASE_URL of the environment, else OpenAI."""
+    if runtime.base_url is not None:
+        return runtime.base_url
+    return os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI
+
+
 def on_this_machine(runtime: Runtime) -> bool:
     """Whether the endpoint's address is this very machine."""
-    return runtime.base_url is not None and urlsplit(runtime.base_url).hostname in LOCAL
+    return urlsplit(address(runtime)).hostname in LOCAL
 
 
 def check_address(runtime: Runtime) -> None:
@@ -55,23 +63,23 @@ def check_address(runtime: Runtime) -> None:
 
     A query may be a key, and addresses stand in messages: neither is ever repeated.
     """
-    if runtime.base_url is None:
-        return
+    url = address(runtime)
+    where = "OPENAI_BASE_URL in the environment" if runtime.base_url is None else "--base-url"
+    what = f"the judge's address ({where})"
     try:
-        parts = urlsplit(runtime.base_url)
+        parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
         host.encode("ascii")
         host.encode("idna")  # checks the lengths of its parts
     except ValueError:  # brackets, a port or a host name that no network has
-        raise InputError("the judge's address is no http or https address") from None
-    if parts.username or parts.password or parts.query or parts.fragment:
-        what = "user or password" if parts.username or parts.password else "query"
+        raise InputError(f"{what} is no http or https address") from None
+    if "@" in url or parts.query or parts.fragment:
+        secret = "user or password" if "@" in url else "query"
         raise InputError(
-            f"the judge's address (host {parts.hostname}) holds a {what}: "
-            f"put the key into the environment as {runtime.key_name}"
+            f"{what} holds a {secret}: put the key into the environment as {runtime.key_name}"
         )
     if parts.scheme not in ("http", "https") or not host or len(host.split()) > 1:
-        raise InputError(f"the judge's address {runtime.base_url!r} is no http or https address")
+        raise InputError(f"{what} {url!r} is no http or https address")
 
 
 class Endpoint:
@@ -88,7 +96,7 @@ class Endpoint:
         self._openai = openai
         self._client = openai.OpenAI(
             api_key=self._key,
-            base_url=runtime.base_url,
+            base_url=address(runtime),
             timeout=runtime.timeout,
             max_retries=0,  # tries are counted here
             http_client=_direct() if on_this_machine(runtime) else None,

@@ -99,6 +99,21 @@ def test_two_files_are_judged_and_nothing_is_asked_twice(tmp_path, monkeypatch, 
     assert [row["win_rate"] for row in scores] == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    "url", [f"http://user:{KEY}@127.0.0.1:9/v1", f"http://127.0.0.1:9/v1?api-key={KEY}"]
+)
+def test_a_secret_in_the_environments_address_is_nowhere(tmp_path, capfd, caplog, monkeypatch, url):
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    whole = _file(tmp_path / "whole.parquet", "a", "b")
+    line = ["judge", str(whole), "--model", "gpt-4o", "--out", str(tmp_path / "out")]
+    assert command.main(line) == 2
+    said = capfd.readouterr()
+    assert "OPENAI_BASE_URL" in said.err
+    assert KEY not in said.err + said.out + caplog.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_judged_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("ROADS_NO_KEY", raising=False)
     whole = _file(tmp_path / "whole.parquet", "a", "b")

@@ -16,7 +16,7 @@ import pytest
 from llm.config import JudgeConfig
 from llm.errors import InputError
 from llm.judge import Comparison, EndpointError, ModelJudge, check_judge, pace, reach_judge, texts
-from llm.judge.endpoint import StoppedError
+from llm.judge.endpoint import StoppedError, address
 from llm.judge.pace import Pace, backoff, retry_after
 from llm.judge.store import Answer, Question
 from llm.runtime import Runtime
@@ -31,6 +31,7 @@ Open = Callable[..., ModelJudge]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
 
 
@@ -418,12 +419,44 @@ def test_a_key_that_no_header_may_hold_is_refused(
         ("http://\u2603.example/v1", "no http or https address"),
         ("http://a host/v1", "no http or https address"),
         (f"http://{'a' * 70}.com/v1", "no http or https address"),
+        (f"user:{KEY}@host/v1", "holds a user or password"),
+        (f"https://us/{KEY}@host/v1", "holds a user or password"),
+        (f"host/v1?api-key={KEY}", "holds a query"),
+        ("", "no http or https address"),
     ],
 )
-def test_an_address_that_is_none_is_refused(base_url: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_an_address_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=rf"\(--base-url.*{said}") as caught:
         check_judge(JudgeConfig(model="gpt-4o"), Runtime(base_url=base_url))
     assert KEY not in str(caught.value)
+    if base_url:  # an empty variable is none
+        monkeypatch.setenv("OPENAI_BASE_URL", base_url)
+        with pytest.raises(InputError, match=rf"\(OPENAI_BASE_URL.*{said}") as caught:
+            check_judge(JudgeConfig(model="gpt-4o"), Runtime())
+        assert KEY not in str(caught.value)
+
+
+def test_the_environments_address_is_asked_as_the_options_would_be(
+    monkeypatch: pytest.MonkeyPatch, server: Server, opened: Open
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f" {server.url} ")
+    monkeypatch.delenv("OPENAI_API_KEY")  # this machine's own needs none
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # and no proxy
+    reach_judge(JudgeConfig(model="gpt-4o"), Runtime())
+    assert opened(base_url=None).prefer(ROWS[:1])[0].score == WINS[0]
+
+
+def test_no_address_is_openais_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (None, "", " "):
+        if value is None:
+            monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+        else:
+            monkeypatch.setenv("OPENAI_BASE_URL", value)
+        assert address(Runtime()) == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://other/v1")
+    assert address(Runtime(base_url="http://named/v1")) == "http://named/v1"
 
 
 def test_no_model_is_no_judge() -> None:
