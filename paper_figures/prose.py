@@ -263,6 +263,7 @@ class MeasuredRow:
     value: str
     interval: str
     within: str
+    prompts: str
     seeds: str
     unit: str
     note: str
@@ -279,6 +280,7 @@ def measured_row(measurement: Measurement) -> MeasuredRow:
         interval=span(measurement.low, measurement.high, sign=difference) or ABSENT,
         within="; ".join(span(*inside) if inside else ABSENT for inside in measurement.within or ())
         or ABSENT,
+        prompts=span(*measurement.over_prompts) if measurement.over_prompts else ABSENT,
         seeds=str(len(measurement.seeds)),
         unit=measurement.unit,
         note=measurement.note or "",

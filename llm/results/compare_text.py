@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from llm.results.compare import Report
-from llm.results.hypotheses import CARRY_OVER, HYPOTHESES, Evidence
+from llm.results.hypotheses import CARRY_OVER, HYPOTHESES, Evidence, one_sided_holds
 from theory.predictions import Measurement, Prediction, Verdict
 
 RELATIONS = {"greater": "> 0", "less": "< 0"}
@@ -91,6 +91,7 @@ def _unpredicted(measured: Sequence[Measurement], judged: set[str]) -> Iterator[
             continue
         if row.quantity.split("[")[0] in LEVELS:
             yield f"  {row.quantity}{_size(row)}: {measured_words(row)}; no prediction"
+            yield from _over_prompts(row)
             if row.note is not None:
                 yield f"    {row.note}"
 
@@ -110,10 +111,14 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
     yield f"  {prediction.quantity}{'' if row is None else _size(row)}"
     yield f"    predicted {predicted_words(prediction, verdict.margin)}"
     yield f"    measured {'nothing' if row is None else measured_words(row)}"
+    if row is not None:
+        yield from _over_prompts(row)
     if row is not None and row.note is not None:
         yield f"    {row.note}"
     named = f" (bears on {', '.join(verdict.hypotheses)})" if verdict.hypotheses else ""
     yield f"    {verdict.outcome}: {verdict.reason}{named}"
+    if one_sided_holds(verdict):
+        yield "    from below alone: the paper's own claim is one-sided (not above), and holds"
     if verdict.needs is not None:
         yield f"    would decide: {verdict.needs}"
 
@@ -134,6 +139,13 @@ def measured_words(row: Measurement) -> str:
         return f"{value} ({row.interval})"
     low, high = number(row.low, "+.4f"), number(row.high, "+.4f")
     return f"{value} [{low}, {high}], {row.interval}"
+
+
+def _over_prompts(row: Measurement) -> Iterator[str]:
+    """The other interval that a verdict needs, named apart from the one over seeds."""
+    if row.over_prompts is not None:
+        low, high = (number(end, "+.4f") for end in row.over_prompts)
+        yield f"    over prompts [{low}, {high}], 95% t interval: these models, other prompts"
 
 
 def number(value: float | None, form: str = ".4f") -> str:

@@ -155,6 +155,19 @@ def names(figure: str, quantity: str) -> tuple[str, ...]:
     return tuple(b.hypothesis for b in BEARINGS if _about(b, figure, quantity))
 
 
+def one_sided_holds(verdict: Verdict) -> bool:
+    """Whether "no gap" is contradicted from below alone where the paper claims "not above".
+
+    The paper's claim is that one where being above would speak against a hypothesis (Figs. 4 to 6).
+    """
+    prediction, measured = verdict.prediction, verdict.measurement
+    if verdict.outcome != "contradicted" or prediction.relation != "equal" or measured is None:
+        return False
+    below = measured.value is not None and measured.value < 0
+    about = (b for b in BEARINGS if _about(b, prediction.figure, prediction.quantity))
+    return below and any(b.above and b.contradicted == "against" for b in about)
+
+
 def evidence(verdicts: Sequence[Verdict]) -> tuple[Evidence, ...]:
     """What every verdict says, hypothesis by hypothesis."""
     return tuple(

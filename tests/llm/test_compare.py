@@ -15,13 +15,14 @@ from llm import tables
 from llm.__main__ import main
 from llm.config import FIGURES, StudyConfig
 from llm.errors import InputError
+from llm.protocol.figures import MORE_PROMPTS
 from llm.protocol.graph import build
 from llm.protocol.presets import PRESETS, preset
 from llm.records import write_json
 from llm.results import arms, hypotheses
 from llm.results.arms import of_study, study_config
 from llm.results.compare import Report, compare_study, report
-from llm.results.compare_text import lines
+from llm.results.compare_text import lines, verdict_lines
 from theory.predictions import (
     Measurement,
     Prediction,
@@ -357,6 +358,47 @@ def test_no_gap_is_contradicted_from_above_alone() -> None:
         )
         found = hypotheses.evidence([judge(prediction, measured)])
         assert {e.says for e in found if e.hypothesis == "H6"} == {says}
+
+
+@pytest.mark.parametrize(
+    ("figure", "quantity", "value", "said"),
+    [
+        ("fig4", f"win_rate[{N}_largest_rm] - win_rate[{N}_smallest_rm]", -0.7, True),
+        ("fig5", "win_rate[online_dpo_dpo] - win_rate[dpo]", -0.7, True),
+        ("fig5", "win_rate[online_dpo_dpo] - win_rate[dpo]", 0.7, False),
+        ("fig5", "win_rate[online_dpo_dpo] - win_rate[dpo]", -0.2, False),
+        ("fig6", "rouge_l[online_dpo_dpo] - rouge_l[dpo]", -0.7, True),
+        ("fig7", f"win_rate[{MORE_PROMPTS}] - win_rate[online_dpo_sft]", -0.7, False),  # "barely"
+        ("fig8", "win_rate[online_dpo_sft] - win_rate[dpo]", -0.7, False),  # "roughly matches"
+    ],
+)
+def test_the_papers_one_sided_claim_is_said_to_hold(
+    figure: str, quantity: str, value: float, said: bool
+) -> None:
+    prediction = _predicted(figure, quantity, **EQUAL)
+    ends = (value - 0.1, value + 0.1)
+    measured = Measurement(figure, quantity, "u", value, *ends, "t", (0, 1), (), "tiny")
+    verdict = judge(prediction, measured)
+    assert verdict.outcome == ("contradicted" if abs(value) > 0.5 else "supported")
+    assert any("one-sided (not above), and holds" in s for s in verdict_lines([verdict])) == said
+
+
+def test_the_interval_over_prompts_stands_beside_that_over_seeds(compared: Report) -> None:
+    """Named apart: one is decided over seeds, the other over prompts; both lines are short."""
+    words = list(lines(compared))
+    for verdict in compared.verdicts:
+        row = verdict.measurement
+        assert row is not None
+        if row.over_prompts is None:
+            assert "on_dpo_pairs" in row.quantity  # no values of single pairs are kept
+            continue
+        low, high = row.over_prompts
+        want = f"    over prompts [{low:+.4f}, {high:+.4f}], 95% t interval: "
+        want += "these models, other prompts"
+        assert len(want) <= 80
+        if min(abs(low), abs(high)) >= 5e-4:  # else in powers of ten
+            at = words.index(want)
+            assert words[at - 1].endswith("95% t interval over 3 seeds")
 
 
 def test_a_model_too_small_is_not_judged(paper: Fake, compared: Report, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from paper_figures import prose
@@ -112,3 +114,12 @@ def test_a_row_without_a_measurement_or_a_value() -> None:
     assert (row.predicted, row.measured, row.interval, row.needs) == ("—", "—", "", "—")
     equal = prediction(relation="equal", margin=0.01)
     assert prose.claim_words(equal).endswith("= 0 within 0.01")
+
+
+def test_the_interval_over_prompts_is_a_column_of_its_own() -> None:
+    plain = measurement(0.1, 0.2)
+    other = replace(plain, over_prompts=(-0.01, 0.31))
+    assert [prose.measured_row(row).prompts for row in (plain, other)] == [
+        "—",
+        "[\u22120.010, +0.310]",
+    ]
