@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from llm.errors import InputError
@@ -47,10 +48,11 @@ class Runtime:
             raise InputError(
                 f"runtime setting requests_per_minute = {self.requests_per_minute!r} must be > 0"
             )
-        if not (self.key_name.isascii() and self.key_name.isidentifier()):  # a key, it may be
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_name):  # a key, it may be
             raise InputError(
-                "--key-name is the name of an environment variable (such as OPENAI_API_KEY), "
-                "not the key itself; what was given is no such name and is not repeated here"
+                "--key-name is the name of an environment variable, in capitals, digits and _ "
+                "(such as OPENAI_API_KEY), not the key itself; what was given is no such name and "
+                "is not repeated here"
             )
         for name in ("price_in", "price_out"):
             if not 0 <= getattr(self, name) < math.inf:

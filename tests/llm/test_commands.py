@@ -114,6 +114,20 @@ def test_a_secret_in_the_environments_address_is_nowhere(tmp_path, capfd, caplog
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "given", ["abcdef0123456789deadbeef", "sk-secret", "ROADS_KEY\n", "_KEY", "Key", "1KEY", ""]
+)
+def test_what_is_no_variables_name_is_refused_and_not_repeated(tmp_path, capsys, given):
+    line = ["judge", "a.parquet", "--model", "m", "--out", str(tmp_path), "--key-name", given]
+    with pytest.raises(SystemExit) as ended:
+        command.main(line)
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "is the name of an environment variable" in " ".join(said.err.split())
+    if len(given) > 8:  # shorter ones are parts of other words
+        assert given.strip() not in "".join((said.out + said.err).split())
+
+
 def test_what_cannot_be_judged_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("ROADS_NO_KEY", raising=False)
     whole = _file(tmp_path / "whole.parquet", "a", "b")
