@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from llm.data.tokenize import load_tokenizer
 from llm.models.build import device, load_policy, load_reward_model
 from llm.models.forward import completion_logps, completion_rewards
 from llm.sampling.sample import Sample, open_sampler
+from llm.stages.evaluate import scored
 from llm.stages.work import Work
 from llm.training.objectives import Row
-from llm.training.train import score
 
 PAIR = pa.schema(
     [
@@ -63,15 +63,17 @@ def best_and_worst(
 ) -> list[tuple[int, int]]:
     """(winner, loser) indices for `rows` pairs: the best against the worst distinct sample.
 
+    samples: texts. One that was drawn in several encodings has a score for each: the worst loses.
     Further rows of one pool take the next-worst distinct sample, and start again when all are used.
     No pair where all samples are the same; equal scores keep the order of the draw.
     """
-    distinct = list({ids: i for i, ids in reversed(list(enumerate(samples)))}.values())
-    ranked = sorted(distinct, key=lambda i: (-scores[i], i))
-    if len(ranked) < 2:
-        return []
-    losers = ranked[:0:-1]
-    return [(ranked[0], losers[row % len(losers)]) for row in range(rows)]
+    best = min(range(len(samples)), key=lambda i: (-scores[i], i))
+    worst: dict[Hashable, int] = {}
+    for i in sorted(range(len(samples)), key=lambda i: (scores[i], i)):
+        worst.setdefault(samples[i], i)
+    others = [i for text, i in worst.items() if text != samples[best]]
+    losers = sorted(others, key=lambda i: (scores[i], -i))
+    return [(best, losers[row % len(losers)]) for row in range(rows if losers else 0)]
 
 
 def added_pools(
@@ -96,15 +98,16 @@ def make(work: Work) -> Metrics:
     prompts = [pool.prompt_ids for pool in asked]
     drawn = draw(work, prompts, k=online.samples, seed=work.seed, share=0.7)
     ranked = _rewards(work, prompts, drawn)
-    ids = [[sample.ids for sample in samples] for samples in drawn]
+    texts = decoded(work, drawn)
     chosen = [
         best_and_worst(samples, scores, pool.rows)
-        for pool, samples, scores in zip(asked, ids, ranked, strict=True)
+        for pool, samples, scores in zip(asked, texts, ranked, strict=True)
     ]
+    ids = [[sample.ids for sample in samples] for samples in drawn]
     logps = _logps(work, prompts, ids, chosen, online.temperature)
     rows = _rows(asked, ids, ranked, chosen, logps)
     tables.write_rows(work.folder / "pairs.parquet", rows, PAIR)
-    write_samples(work, asked, drawn, decoded(work, drawn), ranked)
+    write_samples(work, asked, drawn, texts, ranked)
     return {**_counts(asked, drawn, chosen, rows), **_factor(asked, own)}
 
 
@@ -138,22 +141,16 @@ def _rewards(
     work: Work, prompts: Sequence[Ids], drawn: Sequence[Sequence[Sample]]
 ) -> list[tuple[float, ...]]:
     """The global reward model's score of every sample."""
-    model = load_reward_model(work.inputs["global_rm"]).to(device()).eval()
+    model = load_reward_model(work.inputs["global_rm"])
     eos = work.vocabulary["eos"]
     closed = [[_closed(sample, eos) for sample in samples] for samples in drawn]
     rows = list(zip(prompts, closed, strict=True))
-    return score(partial(completion_rewards, model), rows, **_scoring(work, 0.7))
+    return scored(_after(work, 0.7), partial(completion_rewards, model), model, rows)
 
 
-def _scoring(work: Work, start: float) -> dict[str, Any]:
-    """How models score; start: the stage's progress before it, of which this is 0.15."""
-    return {
-        "pad": work.vocabulary["pad"],
-        "tokens": work.runtime.micro_tokens,
-        "device": device(),
-        "precision": work.settings["sampling"]["precision"],
-        "report": lambda fraction: work.report(start + 0.15 * fraction),
-    }
+def _after(work: Work, start: float) -> Work:
+    """The same work, whose progress runs from `start` on by 0.15."""
+    return replace(work, report=lambda fraction: work.report(start + 0.15 * fraction))
 
 
 def _closed(sample: Sample, eos: int) -> Ids:
@@ -181,10 +178,10 @@ def _logps(
         padded = used[pool] + used[pool][:1] * (most - len(used[pool]))
         rows.append((prompts[pool], [ids[pool][i] for i in padded]))
     found: list[dict[int, float]] = [{} for _ in used]
-    policy = load_policy(work.inputs["policy"]).to(device()).eval()
+    policy = load_policy(work.inputs["policy"])
     measure = partial(completion_logps, policy, temperature=temperature)
-    scoring = _scoring(work, 0.85)
-    for pool, values in zip(asked, score(measure, rows, **scoring), strict=True):
+    values_of = scored(_after(work, 0.85), measure, policy, rows)
+    for pool, values in zip(asked, values_of, strict=True):
         found[pool] = dict(zip(used[pool], values, strict=False))
     return found
 

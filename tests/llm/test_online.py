@@ -1,6 +1,7 @@
 """Which samples become a pair, by whose numbers, and on which prompts."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from llm import tables
 from llm.config import OnlineConfig
 from llm.data.config import DataConfig
+from llm.data.tokenize import load_tokenizer
 from llm.models.build import load_policy, load_reward_model
 from llm.models.forward import completion_logps, completion_rewards
-from llm.stages import online
+from llm.sampling.sampler import Sample
+from llm.stages import evaluate, online
 from llm.stages.online import added_pools, best_and_worst, pools
 from llm.training.train import score
 from tests.llm.small_stages import data_stage, random_policy, random_reward_model, work_of
@@ -40,6 +43,12 @@ def test_further_rows_take_the_next_worst_distinct_sample():
 
 def test_identical_samples_make_no_pair():
     assert best_and_worst([(1, 2)] * 8, [0.3] * 8, 3) == []
+
+
+def test_of_one_text_in_several_encodings_the_worst_loses():
+    """Unless another encoding of it wins: a pair is of two texts."""
+    assert best_and_worst(["a", "b", "b", "c"], [3.0, 0.5, 0.0, 1.0], 3) == [(0, 2), (0, 3), (0, 2)]
+    assert best_and_worst(["b", "b", "c"], [0.0, 2.0, 1.0], 2) == [(1, 2), (1, 2)]
 
 
 def test_equal_scores_keep_the_order_of_the_draw():
@@ -134,12 +143,44 @@ def test_no_pass_scores_more_tokens_than_the_machine_allows(stages, tmp_path, mo
 
         return score(seen, rows, tokens=tokens, **settings)
 
-    monkeypatch.setattr(online, "score", counted)
+    monkeypatch.setattr(evaluate, "score", counted)
     settings = asdict(OnlineConfig(samples=4, temperature=1.0))
     work = work_of(tmp_path, stages, 7, online=settings)
     online.make(replace(work, runtime=replace(work.runtime, micro_tokens=125)))
     assert len(most) > 4
     assert max(most) <= 125
+
+
+def test_two_encodings_of_one_text_are_no_pair(stages, tmp_path, monkeypatch):
+    """Pools of two texts in two encodings each, the first of one text only."""
+    work = work_of(tmp_path, stages, 7)
+    tokenizer = load_tokenizer(stages["data"] / "tokenizer")
+    eos, texts = work.vocabulary["eos"], ("letter", "work")
+    words = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    letters = [tokenizer.convert_tokens_to_ids(list(text)) for text in texts]
+    assert all(len(a) < len(b) for a, b in zip(words, letters, strict=True))
+    ids = [way for ways in zip(words, letters, strict=True) for way in ways]
+
+    def drawn(work, prompts, **settings):
+        samples = [Sample((*one, eos), True) for one in ids]
+        return [2 * samples[:2], *([samples] * (len(prompts) - 1))]
+
+    monkeypatch.setattr(online, "draw", drawn)
+    metrics = online.make(work)
+    assert metrics["pools_dropped_all_identical"] == 1
+    assert metrics["pairs"] == 11
+    for row in tables.read_rows(work.folder / "pairs.parquet"):
+        pair = [tokenizer.decode(row[name][:-1]) for name in ("chosen_ids", "rejected_ids")]
+        assert sorted(pair) == ["letter", "work"]
+
+
+@pytest.mark.parametrize("broken", ["completion_rewards", "completion_logps"])
+def test_a_score_that_is_no_number_is_an_error(stages, tmp_path, monkeypatch, broken):
+    work, measure = work_of(tmp_path, stages, 7), getattr(online, broken)
+    monkeypatch.setattr(online, broken, lambda *a, **k: measure(*a, **k) * math.nan)
+    with pytest.raises(ValueError, match="a score of row 0 is not finite"):
+        online.make(work)
+    assert not (work.folder / "pairs.parquet").exists()
 
 
 def test_more_prompts_are_the_sft_posts_without_pairs(stages, tmp_path):
