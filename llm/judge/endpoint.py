@@ -117,22 +117,25 @@ class Endpoint:
     def reach(self) -> None:
         """Raise InputError if the endpoint is not there, refuses the key or has no such model.
 
-        Asks for its list of models, which costs nothing. Where it has none, asks one real question
-        of a few tokens: its answer is not kept, and stands in no bill of ours. A failure that may
-        pass by itself (429, 5xx) is no error: the endpoint is there.
+        Asks for its list of models, which costs nothing. Where the model is not on it (an alias, a
+        deployment, no list), asks one real question of a few tokens: its answer is not kept, and
+        stands in no bill of ours. A failure that may pass by itself (429, 5xx) is no error.
         """
+        names: list[str] = []
         try:
             names = self._listed()
-            if not names and not getattr(self._request(CHECK), "choices", None):
+            if self.served in names:
+                return
+            if not getattr(self._request(CHECK), "choices", None):
                 raise InputError(self._line("is no OpenAI-compatible endpoint: not a completion"))
         except _FaultError as fault:
             if fault.again or fault.refused:
                 return
-            raise InputError(self._line(f"refuses a question: {fault}")) from None
-        if names and self.served not in names:
             near = self._cut(", ".join(get_close_matches(self.served, names, NEAREST, 0.0)))
-            lists = f"has no such model; it lists {len(names)}, the nearest: {near}"
-            raise InputError(self._line(lists))
+            lists = f"; of the {len(names)} models that it lists the nearest: {near}"
+            raise InputError(
+                self._line(f"refuses a question: {fault}{lists if names else ''}")
+            ) from None
 
     def _listed(self) -> list[str]:
         """The models that the endpoint lists, [] if it has no list. Raises InputError, _FaultError.
