@@ -53,7 +53,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training stage. What no table states: no warm-up, no weight decay, clipping at 1.
+    """One training stage. The tables state neither warm-up nor weight decay nor clipping.
 
     paper_rate: the rate at the paper's width and number of steps; `learning_rate` scales it.
     """
@@ -65,6 +65,8 @@ class TrainConfig:
     epochs: int = 1
     adam_eps: float = 1e-5
     max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
     save_steps: int = 200
     order: Literal["row", "prompt"] = "row"  # "prompt": rows of one prompt share a step's forward
     fixed_rate: float | None = None  # set: used as it stands, no rule (training from scratch)
@@ -74,6 +76,9 @@ class TrainConfig:
         for name in ("batch_size", "paper_rate", "paper_batch", "epochs", "adam_eps", "save_steps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"training setting {name} = {getattr(self, name)!r} must be > 0")
+        for name in ("warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"training setting {name} = {getattr(self, name)!r} must be >= 0")
 
     def learning_rate(self, *, width: int, examples: int) -> float:
         """The paper's rate, scaled so that width x steps x rate stays as in the paper's 1.4B run.

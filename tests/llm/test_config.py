@@ -50,6 +50,8 @@ def test_the_papers_tables():
         lambda: TrainConfig(0, 1e-6, 64, "linear"),
         lambda: TrainConfig(8, -1e-6, 64, "linear"),
         lambda: TrainConfig(8, 1e-6, 64, "linear", epochs=0),
+        lambda: TrainConfig(8, 1e-6, 64, "linear", warmup_steps=-1),
+        lambda: TrainConfig(8, 1e-6, 64, "linear", weight_decay=float("nan")),
         lambda: OnlineConfig(samples=1),
         lambda: OnlineConfig(temperature=0.0),
         lambda: replace(preset("tiny", "task"), dpo_beta=0.0),

@@ -23,6 +23,7 @@ HUB = "vwxyzjn/summarize_from_feedback_tldr_3_filtered,openai/summarize_from_fee
 # --- Tables 1 to 4 and App. C ---------------------------------------------------------------------
 
 ADAM = {"adam_eps": 1e-5, "max_grad_norm": 1.0, "precision": "bf16"}
+ADAM |= {"warmup_steps": 0, "weight_decay": 0.0}  # ours, as is the clipping: no table states them
 SFT = {"batch_size": 128, "rate": 3e-6, "schedule": "cosine", "epochs": 1}  # ours but the epoch
 TABLE_2 = {"batch_size": 64, "rate": 3e-6, "schedule": "cosine", "epochs": 1}
 TABLE_3 = {"batch_size": 128, "rate": 3e-7, "schedule": "linear", "epochs": 1}

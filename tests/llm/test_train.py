@@ -290,6 +290,23 @@ def test_tensorboard_gets_the_history_and_the_speed(tmp_path):
     )
 
 
+def test_warm_up_and_weight_decay_are_the_settings(tmp_path):
+    """Of one step: warm-up begins at rate 0; a word that no row holds is moved by decay alone."""
+    rows = [Row((3, 4), ((5, EOS),))] * 8
+
+    def trained(**changes):
+        model = _policy()
+        _train(SupervisedObjective(model), rows, tmp_path / str(changes), rate=0.01, **changes)
+        return model
+
+    assert weights_digest(trained(warmup_steps=9)) == weights_digest(_policy())
+    before, plain = _policy().gpt_neox.embed_in.weight[11], trained()
+    assert weights_digest(plain) != weights_digest(_policy())
+    assert torch.equal(plain.gpt_neox.embed_in.weight[11], before)
+    decayed = trained(weight_decay=0.5).gpt_neox.embed_in.weight[11]
+    torch.testing.assert_close(decayed, before * (1 - 0.01 * 0.5))
+
+
 def test_sft_may_learn_the_prompt_too():
     """`on_prompt`: the mean loss over every token but the first, as plain transformers has it."""
     example = Example("e", "p", "", (3, 4, 5, 6), ("",), ((7, 8, EOS),))
