@@ -12,7 +12,7 @@ from llm import tables
 from llm.errors import InputError
 from llm.models.build import device, weights_digest
 from llm.models.forward import completion_logps
-from llm.records import read_json, write_json
+from llm.records import file_digest, read_json, write_json
 from llm.training.objectives import Row
 from llm.training.train import score
 
@@ -22,14 +22,22 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2.0**-4}  # relative to the log-prob; see che
 
 
 def read_reference(folder: Path, part: str) -> list[tuple[float, ...]]:
-    """[(log-prob of chosen, of rejected)] of a reference stage."""
-    rows = tables.read_rows(folder / f"{part}.parquet")
+    """[(log-prob of chosen, of rejected)] of a reference stage. InputError for a changed file.
+
+    A stage of an earlier version noted no digest.
+    """
+    file = folder / f"{part}.parquet"
+    noted = read_json(folder / MARK).get("files", {}).get(file.name)
+    if noted is not None and file_digest(file) != noted:
+        raise InputError(f"{file}: not what was computed: its sha256 is not the one in {MARK}")
+    rows = tables.read_rows(file)
     return [(row["chosen"], row["rejected"]) for row in rows]
 
 
 def write_reference_mark(folder: Path, model: Any, precision: str) -> None:
-    """Note whose log-probs stand in a folder, and in which precision they were computed."""
-    write_json(folder / MARK, _mark(model, precision))
+    """Note whose log-probs stand in a folder, their precision, and the sha256 of its files."""
+    files = {file.name: file_digest(file) for file in sorted(folder.glob("*.parquet"))}
+    write_json(folder / MARK, {**_mark(model, precision), "files": files})
 
 
 def _mark(model: Any, precision: str) -> dict[str, str]:

@@ -17,15 +17,19 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from llm import tables
 from llm.config import ModelConfig, TrainConfig
+from llm.data.config import DataConfig
 from llm.errors import InputError
 from llm.models.build import RewardModel, autocast, load_policy, new_policy, save_policy
 from llm.models.forward import completion_logps, completion_rewards, token_logps
 from llm.models.packing import collate
 from llm.models.target_logps import TargetLogps
+from llm.stages.kinds import make_eval_dpo_rm, make_reference
 from llm.stages.reference import check_reference_mark, check_reference_sample, write_reference_mark
 from llm.training.objectives import PolicyObjective, Row
 from llm.training.train import score, train
+from tests.llm.small_stages import data_stage, random_policy, work_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small_training as small
@@ -227,6 +231,24 @@ def test_a_sample_of_the_reference_is_computed_again(precision):
     broken = [replace(row, reference=(float("nan"), 0.0)) for row in rows]
     with pytest.raises(InputError, match="log-prob is nan"):
         check_reference_sample(model, broken, precision=precision, pad=PAD)
+
+
+def test_a_cached_reference_that_was_changed_is_refused(tmp_path, shared_task_file):
+    """One number of the validation pairs, which no trained model is compared with."""
+    limits = DataConfig(n_sft=4, n_pairs=4, n_validation_pairs=4, max_completion_tokens=4)
+    data = data_stage(tmp_path / "data", shared_task_file, limits)
+    policy = random_policy(tmp_path / "policy", json.loads((data / "vocabulary.json").read_text()))
+    inputs = {"data": data, "policy": policy}
+    made = work_of(tmp_path / "reference", inputs, None, precision="fp32")
+    make_reference(made)
+    inputs["reference"] = made.folder
+    work = work_of(tmp_path / "eval", inputs, 0, precision="fp32", beta=0.1)
+    assert make_eval_dpo_rm(work).metrics["mean_margin"] == pytest.approx(0.0, abs=1e-6)
+    file = made.folder / "validation_pairs.parquet"
+    first, *rest = tables.read_rows(file)
+    tables.write_rows(file, [{**first, "chosen": first["chosen"] + 1e-9}, *rest])
+    with pytest.raises(InputError, match=r"validation_pairs\.parquet: not what was computed"):
+        make_eval_dpo_rm(work)
 
 
 # --- checkpoints that are none --------------------------------------------------------------------
