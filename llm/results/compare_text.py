@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from llm.results.compare import Report
 from llm.results.hypotheses import CARRY_OVER, HYPOTHESES, Evidence, one_sided_holds
+from llm.results.stats import equivalence
 from theory.predictions import Measurement, Prediction, Verdict
 
 RELATIONS = {"greater": "> 0", "less": "< 0"}
@@ -117,10 +118,22 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
         yield f"    {row.note}"
     named = f" (bears on {', '.join(verdict.hypotheses)})" if verdict.hypotheses else ""
     yield f"    {verdict.outcome}: {verdict.reason}{named}"
+    yield from _equivalence(verdict)
     if one_sided_holds(verdict):
         yield "    from below alone: the paper's own claim is one-sided (not above), and holds"
     if verdict.needs is not None:
         yield f"    would decide: {verdict.needs}"
+
+
+def _equivalence(verdict: Verdict) -> Iterator[str]:
+    """The test of "no gap" over seeds: its p where the claim is judged and seeds allow it."""
+    prediction, row = verdict.prediction, verdict.measurement
+    margin = verdict.margin or prediction.margin
+    if row is None or margin is None or verdict.outcome == "model too small to judge":
+        return
+    found = equivalence(row.per_seed, margin) if prediction.relation == "equal" else None
+    if found is not None:
+        yield f"    two one-sided t tests over seeds: p = {number(found.p)}; no gap below 0.025"
 
 
 def predicted_words(prediction: Prediction, margin: float | None) -> str:

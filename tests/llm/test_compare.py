@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from llm import tables
 from llm.__main__ import main
@@ -270,6 +271,29 @@ def test_no_gap_is_judged_by_the_studys_margin(paper: Fake, compared: Report) ->
     assert two_words.needs is not None
     greater = next(v for v in compared.verdicts if v.prediction.relation == "greater")
     assert greater.margin is None
+
+
+def test_no_gap_shows_the_p_of_the_tests_that_its_interval_stands_for(compared: Report) -> None:
+    """A 95% interval inside the margin is both one-sided tests at 2.5%: stricter than 5%."""
+    equal = [v for v in compared.verdicts if v.prediction.relation == "equal"]
+    for verdict in equal:
+        row, margin = verdict.measurement, verdict.margin
+        assert row is not None
+        assert margin is not None
+        (line,) = (line for line in verdict_lines([verdict]) if "one-sided t tests" in line)
+        p = float(re.findall(r"p = ([\d.e+-]+);", line)[0])
+        tests = [
+            stats.ttest_1samp(row.per_seed, end, alternative=side)[1]
+            for end, side in ((-margin, "greater"), (margin, "less"))
+        ]
+        if np.std(row.per_seed) > 0:
+            assert p == pytest.approx(max(tests), rel=0.05, abs=1e-4)
+        assert row.low is not None
+        assert row.high is not None
+        assert (p < 0.025) == (-margin < row.low and row.high < margin)
+    assert {v.outcome for v in equal} >= {"supported", "inconclusive"}
+    other = [v for v in compared.verdicts if v.prediction.relation == "greater"]
+    assert not any("one-sided t tests" in line for line in verdict_lines(other))
 
 
 def test_what_would_decide_is_about_the_prediction(compared: Report) -> None:
