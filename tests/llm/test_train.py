@@ -270,11 +270,12 @@ def test_a_tracker_that_is_not_there_is_refused():
         check_tracker("wandb-2")
 
 
-def test_tensorboard_gets_the_history_and_the_speed(tmp_path):
+def test_tensorboard_gets_the_history_the_speed_and_the_padding(tmp_path):
+    """A step's 8 rows of 4 + 3 tokens stand in one row of 128: 72 of its places hold nothing."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(
         SupervisedObjective(_policy()),
-        [Row(r.prompt, r.completions[:1]) for r in _pairs(16)],
+        [Row((2 + i % 8, 2 + i // 8, 3, 4), ((5, 6, EOS),)) for i in range(16)],
         _config(),
         learning_rate=1e-3,
         pad=PAD,
@@ -288,6 +289,7 @@ def test_tensorboard_gets_the_history_and_the_speed(tmp_path):
     assert {"train/loss", "train/eos_rate", "train/tokens_per_second"} <= set(
         found.Tags()["scalars"]
     )
+    assert [point.value for point in found.Scalars("train/padding")] == [72 / 128] * 2
 
 
 def test_warm_up_and_weight_decay_are_the_settings(tmp_path):
