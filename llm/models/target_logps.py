@@ -10,14 +10,15 @@ from torch import Tensor
 
 # Logits that exist at one time: 2 MB in fp32 stay in a processor's cache, a GPU wants large blocks.
 LOGITS = {"cpu": 2**19, "cuda": 2**27}
-MIN_BLOCK = 256
+MIN_BLOCK = 256  # vocabulary entries, however many positions there are
 
 
 class TargetLogps(torch.autograd.Function):
     """log softmax(h W^T)[target] for N positions, in fp32, a block of the vocabulary at a time.
 
-    Neither pass holds more than LOGITS logits (a running maximum keeps the sum stable); the
-    backward pass computes them again. rounded: both factors of every product are rounded to bf16
+    Neither pass holds more than LOGITS logits, or N x MIN_BLOCK where that is more (on a CPU from
+    2048 positions on); a running maximum keeps the sum stable, the backward pass computes them
+    again. rounded: both factors of every product are rounded to bf16
     and the products summed in fp32, so that the two passes see the same logits.
     """
 
