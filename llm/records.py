@@ -22,6 +22,7 @@ from llm.pulse import PULSE
 SCHEMA = 1
 RECORD = "record.json"
 ERROR = "error.txt"  # of a stage that failed, in its unfinished folder
+SAMPLER = "sampler.json"  # what vLLM ran as, in an unfinished folder; then in the record
 GRAPH = "graph.json"  # every stage that was asked for, for `status`
 IDENTITY = "identity.json"
 LOCK = ".lock"
@@ -131,9 +132,15 @@ class Store:
         return read_json(self.path(key) / RECORD)
 
     def finish(self, key: StageKey, record: dict[str, Any]) -> None:
-        """Write the record and move the directory into place in one step."""
+        """Write the record and move the directory into place in one step.
+
+        sampler_versions: of the environment of its own in which vLLM sampled for the stage.
+        """
         work = self.partial(key)
+        if (work / SAMPLER).exists():
+            record = {**record, "sampler_versions": read_json(work / SAMPLER)}
         write_json(work / RECORD, record)
+        (work / SAMPLER).unlink(missing_ok=True)
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
         self._move(key)
 
@@ -143,7 +150,7 @@ class Store:
         if not is_record(work / RECORD):
             return False
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        for leftover in (*work.glob(PULSE + "*"), *work.glob(ERROR)):
+        for leftover in (*work.glob(PULSE + "*"), *work.glob(ERROR), *work.glob(SAMPLER)):
             leftover.unlink()
         self._move(key)
         return True

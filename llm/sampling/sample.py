@@ -105,15 +105,17 @@ def open_sampler(
     runtime: Runtime,
     batch_prompts: int = 32,
     device: str = "cpu",
+    stage: Path | None = None,
 ) -> Sampler:
     """The sampler that a stage's settings ask for, over the policy saved in `folder`.
 
     sampling: {"sampler": "transformers" or "vllm", "precision"}; words: ids of "eos" and "pad".
+    stage: the folder of the stage that samples; there vLLM's version is noted for its record.
     vLLM takes most of a GPU's memory while it samples: nothing else should lie there then.
     """
     precision = str(sampling["precision"])
     if sampling["sampler"] == "vllm":
-        return VllmSampler(folder, eos=words["eos"], runtime=runtime, precision=precision)
+        return VllmSampler(folder, words["eos"], runtime, precision, stage=stage)
     if sampling["sampler"] != "transformers":
         raise InputError(f"unknown sampler {sampling['sampler']!r}; known: transformers, vllm")
     return TransformersSampler(

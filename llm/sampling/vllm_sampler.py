@@ -10,13 +10,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from llm.errors import InputError
+from llm.records import SAMPLER, write_json
 from llm.runtime import Runtime
 from llm.sampling.sampler import Sample, check_request
 from llm.sampling.vllm_process import SamplerError, gpus_of_workers, require_vllm, run_workers
@@ -27,10 +28,14 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Drawn:
-    """A worker's answer; logprobs (of the model itself, at temperature 1) only if asked for."""
+    """A worker's answer; logprobs (of the model itself, at temperature 1) only if asked for.
+
+    versions: package -> version, of the environment that sampled.
+    """
 
     samples: list[list[Sample]]
     logprobs: list[list[tuple[float, ...]]] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class VllmSampler:
 
     runtime.tensor_parallel GPUs a worker, runtime.data_parallel workers, each on a slice of the
     prompts. patience: seconds without a sign of life (loading and compiling included) after which a
-    worker counts as hung.
+    worker counts as hung. stage: the folder of the stage that samples, where the versions of what
+    sampled are noted for its record.
     """
 
     folder: Path
@@ -52,6 +58,7 @@ class VllmSampler:
     precision: str = "fp32"
     max_sequences: int = 1024
     patience: float = 1800.0
+    stage: Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
@@ -124,12 +131,16 @@ class VllmSampler:
                 for folder, part in zip(folders, slices, strict=True)
             ]
         report(1.0)
+        versions = answers[0].versions
+        if self.stage is not None:
+            write_json(self.stage / SAMPLER, versions)
         repeat = k // asked
         return Drawn(
             [repeat * samples for answer in answers for samples in answer.samples],
             [repeat * line for answer in answers for line in answer.logprobs or []]
             if logprobs
             else None,
+            versions,
         )
 
 
@@ -177,9 +188,8 @@ def read_answer(folder: Path, prompts: int, request: Mapping[str, object]) -> Dr
             raise SamplerError(f"vLLM went on after EOS = {eos}")
         if any(not s.ended and (eos in s.ids or len(s.ids) < longest) for s in samples[-1]):
             raise SamplerError("vLLM ended a sample before EOS and before its last token")
-    if not request["logprobs"]:
-        return Drawn(samples)
-    return Drawn(samples, list(_ragged(arrays["logprobs"].tolist(), lengths)))
+    logprobs = list(_ragged(arrays["logprobs"].tolist(), lengths)) if request["logprobs"] else None
+    return Drawn(samples, logprobs, json.loads(str(arrays["versions"])))
 
 
 def _ragged(flat: list, lengths: np.ndarray) -> Iterator[list[tuple]]:

@@ -5,9 +5,9 @@ with it numpy) and nothing of this project: it imports neither.
 
 request.json: model, dtype, k, temperature, max_tokens, eos, max_model_len, tensor_parallel,
 max_sequences, logprobs. prompts.npz: ids (all prompts' in one array), lengths, seeds (one a
-prompt; its sample i is drawn with seed + i). Answer, samples.npz: ids, lengths (prompts, k), and
-logprobs if they were asked for: of the model itself, whatever the temperature. progress: how many
-prompts are done and how many were begun.
+prompt; its sample i is drawn with seed + i). Answer, samples.npz: ids, lengths (prompts, k),
+versions (JSON: package -> version), and logprobs if they were asked for: of the model itself,
+whatever the temperature. progress: how many prompts are done and how many were begun.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 
 AHEAD = 2048  # prompts that wait or run inside the engine
 BEAT = 1.0  # seconds between two signs of life
+PACKAGES = ("vllm", "torch")  # whose versions the answer tells
 ON_CPU = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 2**30,  # VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
@@ -131,6 +133,7 @@ def _write(file: Path, outputs: list[Any], with_logprobs: bool) -> None:
     lengths = np.array([[len(s.token_ids) for s in output] for output in outputs], dtype=np.int32)
     ids = [np.asarray(s.token_ids, dtype=np.int32) for s in samples]
     arrays: dict[str, Any] = {"ids": np.concatenate(ids), "lengths": lengths}
+    arrays["versions"] = np.array(json.dumps({name: metadata.version(name) for name in PACKAGES}))
     if with_logprobs:
         steps = [
             step[token].logprob

@@ -126,6 +126,7 @@ def draw(
         runtime=work.runtime,
         batch_prompts=online.batch_prompts,
         device=device(),
+        stage=work.folder,
     )
     return sampler.sample(
         prompts,

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 VOCABULARY, EOS = 50, 0
+VERSION = "0.0.7"
 
 PACKAGE = """
 import json, os, random, signal, time
@@ -85,6 +86,9 @@ def write_stub(folder: Path) -> Path:
     tokens = source[source.index("def stub_tokens") : source.index("def write_stub")]
     (package / "__init__.py").write_text(PACKAGE + tokens, encoding="utf-8")
     (package / "sampling_params.py").write_text("class RequestOutputKind:\n    FINAL_ONLY = 2\n")
+    about = folder / "site" / f"vllm-{VERSION}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n")
     platform = "class current_platform:\n    is_cpu = staticmethod(lambda: True)\n"
     (package / "platforms.py").write_text(platform)
     python = folder / "python"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.errors import InputError
+from llm.records import StageKey, Store
 from llm.runtime import Runtime
 from llm.sampling import vllm_worker
 from llm.sampling.sample import open_sampler
@@ -27,7 +29,7 @@ from llm.sampling.vllm_process import SamplerError, gpus_of_workers, require_vll
 from llm.sampling.vllm_sampler import VllmSampler, prompt_seeds
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stub_vllm import EOS, stub_tokens, write_stub
+from stub_vllm import EOS, VERSION, stub_tokens, write_stub
 
 PROMPTS = [[5, 9], [4], [3, 3, 8, 2, 7], [6, 2, 2], [1] * 9]
 ASKED = {"k": 3, "temperature": 0.1, "max_tokens": 7}
@@ -229,6 +231,17 @@ def test_open_sampler_gives_a_vllm_sampler_over_the_folder(stub):
         runtime=stub[0].runtime,
     )
     assert sampler == VllmSampler(stub[0].folder, 3, stub[0].runtime, "bf16")
+
+
+def test_the_record_tells_the_versions_of_the_environment_that_sampled(stub, tmp_path):
+    """Not this one's: only the worker knows them."""
+    store, key = Store(tmp_path / "study"), StageKey("eval", 0, "0" * 64)
+    store.partial(key).mkdir(parents=True)
+    replace(stub[0], stage=store.partial(key)).sample(PROMPTS, **ASKED, seed=0)
+    store.finish(key, {"versions": {}})
+    versions = {"vllm": VERSION, "torch": metadata.version("torch")}
+    assert store.record(key) == {"versions": {}, "sampler_versions": versions}
+    assert [file.name for file in store.path(key).iterdir()] == ["record.json"]
 
 
 @pytest.mark.parametrize("temperature", [0.005, -1.0, float("nan"), float("inf")])
