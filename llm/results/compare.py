@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _verdicts(
         judge(prediction, each, too_small=evidence.too_small, margin=margin)
         for each in [m.deciding(margin) for m in found] or [None]
     ]
-    return [replace(verdict, hypotheses=hypotheses.names(*key)) for verdict in made]
+    return [hypotheses.about(verdict) for verdict in made]
 
 
 def compare_study(root: Path, predictions_path: Path | None) -> Report:

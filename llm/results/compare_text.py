@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from llm.results.compare import Report
-from llm.results.hypotheses import CARRY_OVER, HYPOTHESES, Evidence, one_sided_holds
+from llm.results.hypotheses import CARRY_OVER, HYPOTHESES, Evidence
 from llm.results.stats import equivalence
 from theory.predictions import Measurement, Prediction, Verdict
 
@@ -119,8 +119,6 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
     named = f" (bears on {', '.join(verdict.hypotheses)})" if verdict.hypotheses else ""
     yield f"    {verdict.outcome}: {verdict.reason}{named}"
     yield from _equivalence(verdict)
-    if one_sided_holds(verdict):
-        yield "    from below alone: the paper's own claim is one-sided (not above), and holds"
     if verdict.needs is not None:
         yield f"    would decide: {verdict.needs}"
 

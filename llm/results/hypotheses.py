@@ -7,12 +7,13 @@ speak against it; a figure that every hypothesis expects tells none of them apar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from theory.predictions import Verdict
 
 Says = Literal["for", "against"]
+NOT_ABOVE = ", from below: the paper's own claim is one-sided (not above), and holds"
 CARRY_OVER = (
     "A toy forecast carries over to a language model in order and sign, never in size: which arm "
     "is ahead, and so on which side of 0 a difference lies, is compared; how large it is never is."
@@ -155,7 +156,14 @@ def names(figure: str, quantity: str) -> tuple[str, ...]:
     return tuple(b.hypothesis for b in BEARINGS if _about(b, figure, quantity))
 
 
-def one_sided_holds(verdict: Verdict) -> bool:
+def about(verdict: Verdict) -> Verdict:
+    """The verdict with the hypotheses that it bears on, and what else its reason says."""
+    named = names(verdict.prediction.figure, verdict.prediction.quantity)
+    reason = verdict.reason + (NOT_ABOVE if _one_sided_holds(verdict) else "")
+    return replace(verdict, reason=reason, hypotheses=named)
+
+
+def _one_sided_holds(verdict: Verdict) -> bool:
     """Whether "no gap" is contradicted from below alone where the paper claims "not above".
 
     The paper's claim is that one where being above would speak against a hypothesis (Figs. 4 to 6).
@@ -164,8 +172,11 @@ def one_sided_holds(verdict: Verdict) -> bool:
     if verdict.outcome != "contradicted" or prediction.relation != "equal" or measured is None:
         return False
     below = measured.value is not None and measured.value < 0
-    about = (b for b in BEARINGS if _about(b, prediction.figure, prediction.quantity))
-    return below and any(b.above and b.contradicted == "against" for b in about)
+    return below and any(
+        b.above and b.contradicted == "against"
+        for b in BEARINGS
+        if _about(b, prediction.figure, prediction.quantity)
+    )
 
 
 def evidence(verdicts: Sequence[Verdict]) -> tuple[Evidence, ...]:

@@ -404,7 +404,9 @@ def test_the_papers_one_sided_claim_is_said_to_hold(
     measured = Measurement(figure, quantity, "u", value, *ends, "t", (0, 1), (), "tiny")
     verdict = judge(prediction, measured)
     assert verdict.outcome == ("contradicted" if abs(value) > 0.5 else "supported")
-    assert any("one-sided (not above), and holds" in s for s in verdict_lines([verdict])) == said
+    says = hypotheses.about(verdict)
+    assert (says.reason == verdict.reason + hypotheses.NOT_ABOVE) == said
+    assert any("one-sided (not above), and holds" in s for s in verdict_lines([says])) == said
 
 
 def test_the_interval_over_prompts_stands_beside_that_over_seeds(compared: Report) -> None:
