@@ -135,7 +135,8 @@ class JudgeConfig:
     """Who compares two summaries of text (App. C.4). A task is judged by its own gold reward.
 
     What decides a verdict and nothing else: the address, key, rate and price of an endpoint are
-    `llm.runtime.Runtime`'s, and change no stage's address.
+    `llm.runtime.Runtime`'s, and change no stage's address. generation_temperature: of the two-word
+    summaries that the judge writes (App. C.1 is silent; at 0 both of a pair would be one text).
     """
 
     model: str | None = None  # of an OpenAI-compatible endpoint; None: ROUGE-L scores alone
@@ -143,6 +144,7 @@ class JudgeConfig:
     both_orders: bool = True
     max_tokens: int = 200
     temperature: float = 0.0
+    generation_temperature: float = 1.0
 
 
 @dataclass(frozen=True)

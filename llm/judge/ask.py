@@ -18,8 +18,6 @@ from llm.judge.store import Answer, Question, Store
 from llm.judge.texts import Comparison, Preference, Verdict
 from llm.runtime import Runtime
 
-# App. C.1 is silent; at the judge's own 0 both summaries of a pair would be one text.
-GENERATION_TEMPERATURE = 1.0
 RECHECK = 0.2  # seconds until a question that another process is asking is looked up again
 Report = Callable[[float], None]
 
@@ -112,7 +110,7 @@ class ModelJudge:
         """n independent two-word summaries a post; None for an answer that is none."""
         config, draws = self.config, range(n)
         questions = [
-            Question(self.name, GENERATION_TEMPERATURE, config.max_tokens, prompt, draw)
+            Question(self.name, config.generation_temperature, config.max_tokens, prompt, draw)
             for prompt in map(texts.generation, posts)
             for draw in draws
         ]

@@ -20,7 +20,6 @@ from llm.data.task_file import read_task
 from llm.data.tokenize import completions, load_tokenizer
 from llm.errors import InputError
 from llm.judge import Score
-from llm.judge.ask import GENERATION_TEMPERATURE
 from llm.judge.texts import Comparison
 from llm.records import write_json
 from llm.stages.online import Metrics, best_and_worst, decoded, draw, pools, sampled, write_samples
@@ -81,8 +80,6 @@ def make(work: Work) -> Metrics:
             parts["test"] = _two_word_test(_between(work, 0.9, 1.0), asked)
         bill = {} if asked is None else _bill(asked, parts)
     card = {"how": how, "parts": parts, "judge": bill or None, "notes": [NOTES[how]]}
-    if how == "two_word":
-        card["generation_temperature"] = GENERATION_TEMPERATURE
     write_json(work.folder / "card.json", card)
     numbers = {name: n for name, n in found.items() if isinstance(n, int | float)}
     return {**numbers, "dropped": sum(found["dropped"].values()), **bill}
