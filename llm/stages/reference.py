@@ -22,13 +22,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2.0**-4}  # relative to the log-prob; see che
 
 
 def read_reference(folder: Path, part: str) -> list[tuple[float, ...]]:
-    """[(log-prob of chosen, of rejected)] of a reference stage. InputError for a changed file.
-
-    A stage of an earlier version noted no digest.
-    """
+    """[(log-prob of chosen, of rejected)] of a reference stage. InputError for a changed file."""
     file = folder / f"{part}.parquet"
-    noted = read_json(folder / MARK).get("files", {}).get(file.name)
-    if noted is not None and file_digest(file) != noted:
+    if file_digest(file) != read_json(folder / MARK)["files"][file.name]:
         raise InputError(f"{file}: not what was computed: its sha256 is not the one in {MARK}")
     rows = tables.read_rows(file)
     return [(row["chosen"], row["rejected"]) for row in rows]
