@@ -100,6 +100,7 @@ def draw(
         runtime=work.runtime,
         batch_prompts=max(1, settings.batch_prompts // k),
         device=device(),
+        stage=work.folder,
     )
     return sampler.sample(
         [example.prompt_ids for example in examples],

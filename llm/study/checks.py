@@ -16,7 +16,7 @@ from llm.errors import InputError
 from llm.judge import reach_judge
 from llm.protocol.stage import Stage
 from llm.records import Store, read_json
-from llm.running.execute import Plan, gpus_of, served_judge
+from llm.running.execute import Plan, gpus_of, served_judge, started_by_torchrun
 from llm.running.places import visible_gpus
 from llm.runtime import Runtime
 from llm.sampling.vllm_process import require_vllm
@@ -61,7 +61,8 @@ def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> 
     if cluster is None:
         _check_gpus(todo, plan.runtime)
         _check_vllm(todo, plan.runtime)
-    _check_weights(todo)
+        if not started_by_torchrun():  # each of its processes would hold a copy in fp32
+            _check_weights(todo)
 
 
 def _check_pretrained(model: ModelConfig, tokenizer: str | None) -> None:
@@ -76,7 +77,8 @@ def _check_pretrained(model: ModelConfig, tokenizer: str | None) -> None:
 def _check_weights(todo: list[Stage]) -> None:
     """Open each pretrained folder that is still to be trained: its weights are whole, it packs.
 
-    A name on the hub may be a download of many GB: that is left to its SFT stage.
+    A name on the hub may be a download of many GB: that is left to its SFT stage, as all folders
+    are under torchrun and on a cluster.
     """
     from transformers import logging
 
