@@ -225,6 +225,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, small_tokenizer_file: Path) 
         patch.setattr(pace, "FIRST_WAIT", 0.01)
         patch.setitem(presets.PRESETS, "test", _preset)
         with Server(judge) as server:
+            # head and body of an answer go out apart: else each waits 40 ms for the other
+            patch.setattr(server.http.RequestHandlerClass, "disable_nagle_algorithm", True)
             server.faults.extend(FAULTS)
             server.echo = KEY
             line += ["--base-url", server.url]
