@@ -120,21 +120,20 @@ def _between(work: Work, start: float, end: float) -> Work:
 
 
 def _examples(work: Work, rows: Sequence[Example], found: Sequence[Pair | str]) -> list[Example]:
-    """The rows that gave a pair, with its texts in place of theirs.
-
-    Samples are never longer than what was sampled, and EOS; the judge's words are kept whole.
-    """
-    limit = None if work.settings["how"] == "two_word" else work.settings["tokens"] + 1
+    """The rows that gave a pair, with its texts in place of theirs."""
     kept = [(row, pair) for row, pair in zip(rows, found, strict=True) if not isinstance(pair, str)]
-    return _with_texts(work, [row for row, _ in kept], [pair for _, pair in kept], limit)
+    return _with_texts(work, [row for row, _ in kept], [pair for _, pair in kept])
 
 
 def _with_texts(
-    work: Work, rows: Sequence[Example], texts: Sequence[Sequence[str]], limit: int | None
+    work: Work, rows: Sequence[Example], texts: Sequence[Sequence[str]]
 ) -> list[Example]:
-    """The rows with other completions, tokenised as all data are: apart, one space, EOS."""
+    """The rows with other completions, tokenised as all data are: apart, one space, EOS.
+
+    Whole, as they were judged: a text may take more tokens than it was sampled in.
+    """
     tokenizer = load_tokenizer(work.inputs["data"] / "tokenizer")
-    made = completions(tokenizer, [text for group in texts for text in group], limit)
+    made = completions(tokenizer, [text for group in texts for text in group], None)
     return [
         replace(
             row,
@@ -303,7 +302,7 @@ def _two_word_test(work: Work, asked: Any) -> dict[str, Any]:
     kept = [(row, text) for row, (text,) in zip(rows, texts, strict=True) if text is not None]
     if not kept:
         raise InputError(f"the judge wrote no reference for {len(rows)} test posts: {UNWRITTEN}")
-    examples = _with_texts(work, [row for row, _ in kept], [(text,) for _, text in kept], None)
+    examples = _with_texts(work, [row for row, _ in kept], [(text,) for _, text in kept])
     tables.write_examples(work.folder / "test.parquet", examples)
     dropped = {UNWRITTEN: len(rows) - len(kept)} if len(kept) < len(rows) else {}
     return {"rows": len(rows), "references": len(kept), "dropped": dropped}
