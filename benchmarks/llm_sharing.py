@@ -79,7 +79,7 @@ class Options:
     """Pairs of an optimizer step."""
     prompts: int = 4
     """Prompts scored, 25 completions each."""
-    passes: tuple[int, ...] = (2**11, 2**13)
+    passes: tuple[int, ...] = (2**11, 2**12, 2**13)
     """Tokens a pass of ours; the fastest counts, as of the peers' rows a pass."""
     repeats: int = 3
     """Timed runs of each side, in turn, after one that is not."""
@@ -252,22 +252,22 @@ Peer = tuple[Make, tuple[int, ...], tuple[int, ...]]
 PEERS: dict[tuple[str, str], Peer] = {
     ("DPO step", "TRL DPOTrainer"): (
         lambda w, n: trl_dpo(w.policy, w.pairs, micro=n, beta=BETA, **_setting(w)),
-        (1, 4),
+        (1, 2, 4),
         (16,),
     ),
     ("DPO step", "one row a completion"): (
         lambda w, n: plain_dpo(w.policy, w.pairs, micro=n, beta=BETA, **_setting(w)),
-        (1, 4),
+        (1, 2, 4),
         (16,),
     ),
     ("reward step", "TRL RewardTrainer"): (
         lambda w, n: trl_reward(w.reward, w.pairs, micro=n, **_setting(w)),
-        (1, 4),
+        (1, 2, 4),
         (16,),
     ),
     ("score by reward", "one row a completion"): (
         partial(_one_a_row, plain_rewards, lambda w: w.reward),
-        (5, 25),
+        (1, 5, 25),
         (100, 400),
     ),
     ("score by log-prob", "one row a completion, all logits"): (
@@ -277,11 +277,12 @@ PEERS: dict[tuple[str, str], Peer] = {
     ),
     ("score by log-prob", "one row a completion"): (
         partial(_one_a_row, plain_logps, lambda w: w.policy),
-        (5, 25),
+        (1, 5, 25),
         (100, 400),
     ),
 }
 PLAIN = "one row a completion"  # our own path without sharing
+ALL_LOGITS = "one row a completion, all logits"
 CEILED = {  # whose target is a share of the ceiling; on a GPU TRL scores completions only
     False: {("DPO step", PLAIN), ("score by log-prob", PLAIN)},
     True: {("DPO step", PLAIN), ("score by log-prob", PLAIN), ("DPO step", "TRL DPOTrainer")},
@@ -308,8 +309,10 @@ def operations(shape: Shape, prompts: Sequence[int], completions: Sequence[Seque
     return layers * (24 * h**2 * tokens + 4 * h * seen), 2 * h * shape.vocabulary * scored
 
 
-def floor_and_ceiling(work: Work, what: str, texts: Sequence[Row]) -> tuple[float, float]:
-    """Operations of what cannot be left out, and the gain that sharing allows.
+def floor_and_ceilings(
+    work: Work, what: str, texts: Sequence[Row]
+) -> tuple[float, dict[str, float]]:
+    """Operations of what cannot be left out, and the gain that they allow over each plain path.
 
     A backward takes twice the forward. Ours and the plain path compute the logits once more for it:
     that counts on both sides of the ceiling, and not in the floor.
@@ -320,11 +323,17 @@ def floor_and_ceiling(work: Work, what: str, texts: Sequence[Row]) -> tuple[floa
     lengths = [[len(c) for c in r.completions] for r in texts]
     count = partial(operations, work.shape, prompts, lengths)
     (body, head), (every_body, _) = count(shared=True), count(shared=False)
+    scored = sum(map(sum, lengths))
+    every = scored + sum(p * len(group) for p, group in zip(prompts, lengths, strict=True))
     if "reward" in what:
         head = 0.0
     layers, once, again = (3, 3, 4) if what.endswith("step") else (1, 1, 1)
-    most = (layers * every_body + again * head) / (layers * body + again * head)
-    return layers * body + once * head, most
+    ours = layers * body + again * head
+    ceilings = {
+        PLAIN: (layers * every_body + again * head) / ours,
+        ALL_LOGITS: (layers * every_body + again * head * every / scored) / ours,
+    }
+    return layers * body + once * head, ceilings
 
 
 def rate(device: str, precision: str) -> float:
@@ -402,7 +411,7 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
         except ModuleNotFoundError:
             absent.append(row(case, name, None, "", INSTALL))
     costs = timed(runs, work.options.repeats, work.device)
-    floor, ceiling = floor_and_ceiling(work, what, texts)
+    floor, ceilings = floor_and_ceilings(work, what, texts)
     least = 1e3 * floor / peak
     speed = sum(r.tokens for r in texts) / (costs["ours"]["median"] / 1e3)
     note = f"{speed:,.0f} useful tokens/s, {tokens} tokens a pass, "
@@ -415,7 +424,8 @@ def rows_of(work: Work, what: str, peak: float) -> list[dict]:
         ratio = costs[name]["median"] / costs["ours"]["median"]
         note = f"{ratio:.2f}x ours; {size} {'pairs' if train else 'rows'} a pass"
         target, value = TARGETS[what][cuda], 1 / ratio
-        if (what, name) in CEILED[cuda] or name == PLAIN:
+        ceiling = ceilings.get(name, ceilings[PLAIN])
+        if (what, name) in CEILED[cuda] or name in ceilings:
             note += f"; ceiling {ceiling:.2f}x, {ratio / ceiling:.0%} of it"
         if (what, name) in CEILED[cuda]:
             target, value = 1 / CEILING_TARGET, ceiling / ratio

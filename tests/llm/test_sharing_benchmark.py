@@ -80,12 +80,16 @@ def test_the_floor_leaves_the_second_logits_out_and_the_ceiling_does_not(
     (body, head), (every, _) = (
         sharing.operations(work.shape, [3], [[2, 2]], shared=shared) for shared in (True, False)
     )
-    floor, ceiling = sharing.floor_and_ceiling(work, "DPO step", [text])
+    floor, ceilings = sharing.floor_and_ceilings(work, "DPO step", [text])
     assert floor == 3 * body + 3 * head
-    assert ceiling == pytest.approx((3 * every + 4 * head) / (3 * body + 4 * head))
-    assert sharing.floor_and_ceiling(work, "score by reward", [text]) == (body, every / body)
+    assert ceilings[sharing.PLAIN] == pytest.approx((3 * every + 4 * head) / (3 * body + 4 * head))
+    floor, ceilings = sharing.floor_and_ceilings(work, "score by reward", [text])
+    assert (floor, ceilings[sharing.PLAIN]) == (body, every / body)
+    _, ceilings = sharing.floor_and_ceilings(work, "score by log-prob", [text])
+    all_logits = every + head * 10 / 4  # of two rows of five tokens
+    assert ceilings[sharing.ALL_LOGITS] == pytest.approx(all_logits / (body + head))
     with pytest.raises(AssertionError, match="texts of one prompt"):
-        sharing.floor_and_ceiling(work, "DPO step", [text, text])
+        sharing.floor_and_ceilings(work, "DPO step", [text, text])
 
 
 def test_real_texts_are_of_distinct_posts(monkeypatch: pytest.MonkeyPatch) -> None:
