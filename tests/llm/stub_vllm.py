@@ -84,11 +84,9 @@ def write_stub(folder: Path) -> Path:
     (folder / "log").mkdir()
     source = Path(__file__).read_text(encoding="utf-8")
     tokens = source[source.index("def stub_tokens") : source.index("def write_stub")]
-    (package / "__init__.py").write_text(PACKAGE + tokens, encoding="utf-8")
+    version = f"__version__ = {VERSION!r}\n"
+    (package / "__init__.py").write_text(PACKAGE + tokens + version, encoding="utf-8")
     (package / "sampling_params.py").write_text("class RequestOutputKind:\n    FINAL_ONLY = 2\n")
-    about = folder / "site" / f"vllm-{VERSION}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}\n")
     platform = "class current_platform:\n    is_cpu = staticmethod(lambda: True)\n"
     (package / "platforms.py").write_text(platform)
     python = folder / "python"

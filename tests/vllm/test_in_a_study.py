@@ -59,6 +59,12 @@ def test_pairs_carry_the_trainers_log_probs_at_the_sampling_temperature(stages):
     assert (ours - stored).abs().max() < 1e-4
 
 
+def test_the_record_tells_which_vllm_sampled(stages):
+    record = json.loads((stages["online_pairs_sft"] / "record.json").read_text())
+    assert record["sampler_versions"]["vllm"] == "0.31.0"
+    assert record["sampler_versions"]["torch"].startswith("2.13.0")
+
+
 def test_the_weights_of_the_stage_just_trained_are_the_ones_sampled(stages, runtime):
     """The two policies of one run say different things, each what transformers says of it."""
     words, prompts = _words(stages), _prompts(stages)[:8]
