@@ -10,6 +10,7 @@ from llm import tables
 from llm.__main__ import main
 from llm.config import OnlineConfig
 from llm.data.config import DataConfig
+from llm.data.tokenize import load_tokenizer
 from llm.protocol import presets
 from llm.protocol.presets import preset
 from llm.stages import pairs
@@ -54,7 +55,7 @@ def test_a_planted_preference_is_learned(tldr_dir, tmp_path, monkeypatch):
 
 
 def test_pairs_ranked_on_real_posts(tldr_dir, tmp_path):
-    """Fig. 6: samples of a policy that writes any bytes; their texts fit where the samples did."""
+    """Fig. 6: samples of a policy that writes any bytes; their texts stay as they were ranked."""
     tokenizer = tldr_dir.parent / "tokenizer" / "20B_tokenizer.json"
     limits = DataConfig(n_sft=10, n_pairs=60, n_validation_pairs=20, n_test=5)
     data = data_stage(tmp_path / "data", tldr_dir, limits, tokenizer)
@@ -67,8 +68,9 @@ def test_pairs_ranked_on_real_posts(tldr_dir, tmp_path):
     found = tables.read_examples(work.folder / "pairs.parquet")
     assert metrics["pairs"] == len(found) > 50
     assert metrics["pools"] == len({row.prompt_ids for row in rows.values()}) < 60
+    decode = load_tokenizer(data / "tokenizer").decode
     for pair in found:
         assert pair.prompt_ids == rows[pair.example_id].prompt_ids
-        for ids in pair.completion_ids:
+        for ids, text in zip(pair.completion_ids, pair.completions, strict=True):
             assert ids[-1] == words["eos"]
-            assert len(ids) <= 13
+            assert decode(ids[:-1]).strip() == text
