@@ -63,7 +63,7 @@ def check_judge(config: JudgeConfig, runtime: Runtime) -> None:
 def reach_judge(config: JudgeConfig, runtime: Runtime) -> None:
     """`check_judge`, and whether the endpoint answers, takes the key and has the model.
 
-    Costs nothing, or one short question where the endpoint lists no models (`Endpoint.reach`).
+    Costs nothing, or one short question where the endpoint does not list it (`Endpoint.reach`).
     """
     check_judge(config, runtime)
     if serve.folder_of(config.model or "") is not None:

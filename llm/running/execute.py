@@ -33,6 +33,11 @@ class Plan:
     tokenizer: str | None
     runtime: Runtime = field(default_factory=Runtime)
 
+    def todo(self) -> list[Stage]:
+        """The stages that are not done."""
+        store = Store(self.root)
+        return [stage for stage in self.stages if not store.done(self.keys[stage.id])]
+
 
 def gpus_of(stage: Stage, runtime: Runtime) -> int:
     """How many GPUs a stage takes where there are any.

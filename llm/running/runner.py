@@ -37,8 +37,7 @@ def run(
     jobs: stages at a time (one: in this process); default: one a CPU core, or as many as the GPUs
     take. cluster: address of a Ray cluster whose tasks the stages become.
     """
-    store = Store(plan.root)
-    todo = [stage for stage in plan.stages if not store.done(plan.keys[stage.id])]
+    todo = plan.todo()
     if not todo:
         return {}
     columns = (

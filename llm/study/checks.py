@@ -49,7 +49,7 @@ def check_resources(plan: Plan, config: StudyConfig, *, cluster: str | None) -> 
     from llm.training.train import check_tracker
 
     check_tracker(plan.runtime.tracker)
-    todo = [stage for stage in plan.stages if not Store(plan.root).done(plan.keys[stage.id])]
+    todo = plan.todo()
     for model in config.models.values():
         if model.pretrained is not None:
             _check_pretrained(model, plan.tokenizer)
@@ -121,7 +121,7 @@ def asks_judge(stage: Stage) -> bool:
 
 
 def _check_judge(todo: list[Stage], config: StudyConfig, runtime: Runtime) -> None:
-    """Its key, address and folder; and that the endpoint answers, which costs nothing."""
+    """Its key, address and folder; and that the endpoint answers and has the model."""
     if config.judge.model is not None and any(asks_judge(stage) for stage in todo):
         reach_judge(config.judge, runtime)
 

@@ -140,9 +140,8 @@ def judging(plan: Plan, config: StudyConfig) -> tuple[int, float]:
 
 
 def _costs_to_come(plan: Plan, config: StudyConfig) -> list[Cost]:
-    context, store = context_of(plan, config, Machine()), Store(plan.root)
-    todo = [stage for stage in plan.stages if not store.done(plan.keys[stage.id])]
-    return [cost_of(stage, context) for stage in todo]
+    context = context_of(plan, config, Machine())
+    return [cost_of(stage, context) for stage in plan.todo()]
 
 
 # --- what is known -------------------------------------------------------------------------------
